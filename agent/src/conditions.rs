@@ -456,4 +456,28 @@ mod tests {
             assert!(!name.remedy().is_empty(), "{name:?}");
         }
     }
+    /// The table of the tests in which each condition appears and ends, and stays away.
+    const TESTED: &str = include_str!("../../docs/design/conditions.md");
+
+    #[test]
+    fn each_condition_has_its_tests() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+        let rows = TESTED.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let rows: Vec<(&str, &str)> = rows.collect();
+        let names: Vec<_> = ConditionName::ALL.iter().map(|name| name.name()).collect();
+        assert_eq!(rows.iter().map(|(name, _)| *name).collect::<Vec<_>>(), names);
+        for (name, tests) in rows {
+            let mut names_it = tests.starts_with("No test: ");
+            // Every second part is between backticks.
+            let tests = tests.split('`').skip(1).step_by(2).filter_map(|test| test.rsplit_once("::"));
+            for (module, function) in tests {
+                let path = folder.join(module.replace("::", "/")).with_extension("rs");
+                let text = std::fs::read_to_string(&path);
+                let text = text.unwrap_or_else(|error| panic!("{name}: {}: {error}", path.display()));
+                assert!(text.contains(&format!("fn {function}(")), "{name}: no test {module}::{function}");
+                names_it |= text.contains(&format!("\"{name}\""));
+            }
+            assert!(names_it, "no test of {name} names it");
+        }
+    }
 }

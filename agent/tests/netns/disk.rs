@@ -17,7 +17,7 @@ use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
 use crate::reach;
 use crate::sockets::wait_until;
-use crate::sweep::{comes, conditions, goes, metric, readyz, told};
+use crate::sweep::{comes, condition, conditions, goes, metric, readyz, told};
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -242,6 +242,8 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     // The answer to a repeated ADD is the same address, for a pod with hostPorts and limits too.
     let again = node.add_pod_again("cut", &ports).unwrap();
     assert_eq!(again.address(), cut.address());
+    // The files were removed above, and the next agent finds none. The recovered pods have files.
+    assert_eq!(conditions(node), [""; 0]);
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
 }
@@ -274,6 +276,19 @@ fn odd_entries_keep_no_agent_from_starting() {
     traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, KIBIBYTE).unwrap();
     node.restart_agent().unwrap();
     node.add_pod("next").unwrap();
+    assert_ne!(told(node, "endpoint-file"), [""; 0], "entries that were left are named again");
+    // Only files with the name of a pod's link are left.
+    for entry in fs::read_dir(at("")).unwrap() {
+        let path = entry.unwrap().path();
+        let is_file = path.symlink_metadata().unwrap().is_file();
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        } else if !is_file || path.extension().is_none_or(|end| end != "json") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    node.restart_agent().unwrap();
+    assert_eq!(told(node, "endpoint-file"), [""; 0]);
 }
 
 #[test]
@@ -359,6 +374,7 @@ fn an_agent_serves_though_it_cannot_remove_a_file() {
     mount_bind(&file, &file).unwrap();
     node.start_agent().unwrap();
     comes(node, "not-released", &link);
+    assert_eq!(condition(node, "state-folder"), 0, "the folder itself takes files");
     let staying = node.add_pod("staying").unwrap();
     assert_ne!(staying.address(), going.address());
     reach(&staying, node);

@@ -14,7 +14,7 @@ use xtask::lab::{Families, Lab, Node, Ns, Pod};
 
 use crate::host_ports;
 use crate::sockets::{PATIENCE, UdpSocket, connect_from, listen, udp, unspecified};
-use crate::sweep::comes;
+use crate::sweep::{comes, conditions};
 
 const MEBIBYTE: u64 = 1 << 20;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -322,13 +322,17 @@ fn agents_of_one_machine_attach_side_by_side_and_leave() {
 
 #[test]
 fn without_a_cgroup_the_agent_serves_and_says_what_is_missing() {
-    let lab = Lab::builder().nodes(1).agent_arguments(&["--cgroup-dir", "/proc"]).build().unwrap();
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
+    node.start_agent_with(&[("PODWIRE_CGROUP_DIR", "/proc")]).unwrap();
     assert_eq!(attached(node), []);
     let pod = node.add_pod("pod").unwrap();
     traffic::tcp_exchange(node, &pod, pod.address(), PORT, MEBIBYTE).unwrap();
     let missing = comes(node, "host-processes", "do not reach pods' hostPorts");
     assert!(missing.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{missing}");
+    node.restart_agent().unwrap();
+    assert_eq!(conditions(node), [""; 0]);
+    assert_eq!(attached(node).len(), programs::CGROUP.len());
 }
 
 /// A port of the node with a pod's [`PORT`] behind it.

@@ -116,6 +116,9 @@ fn check(layer: Layer, failures: &mut String) {
             row("UDP to the world", one_byte_more_is_told(own, (lab.world(), world), layer.underlay));
         }
     }
+    // What the condition asks for, where it holds.
+    lab.node(0).ip("link set eth0 mtu 1500\n").unwrap();
+    goes(lab.node(0), "underlay-too-small");
 }
 
 /// Runs a stream both ends of which believe that more fits. Both learn what does.

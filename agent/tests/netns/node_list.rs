@@ -11,7 +11,7 @@ use xtask::lab::{Lab, Node, traffic};
 
 use crate::idle_clients::get;
 use crate::reach;
-use crate::sweep::{comes, goes};
+use crate::sweep::{comes, condition, goes};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEBIBYTE: u64 = 1 << 20;
@@ -108,6 +108,12 @@ fn a_pod_cidr_without_room_for_pods_is_named() {
     let refused = node.add_pod("pod").unwrap_err().to_string();
     assert!(refused.contains("10.244.1.0/31 has no room for pods"), "{refused}");
     comes(node, "no-room-for-pods", "10.244.1.0/31");
+    // A near miss: one address is room.
+    list["items"][0]["spec"] = json!({ "podCIDR": "10.244.1.0/30", "podCIDRs": ["10.244.1.0/30"] });
+    lab.write_node_list(&list.to_string()).unwrap();
+    goes(node, "no-room-for-pods");
+    node.add_pod("only").unwrap();
+    assert_eq!(condition(node, "no-room-for-pods"), 0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{Lab, Node, Ns, traffic};
 
 use crate::sockets::{udp, wait_until};
-use crate::sweep::comes;
+use crate::sweep::{comes, conditions, goes};
 
 const MEBIBYTE: u64 = 1 << 20;
 const OF_OTHERS: &str = "addresses-of-others";
@@ -20,7 +20,7 @@ const OF_OTHERS: &str = "addresses-of-others";
 fn addresses_of_others_are_not_given_out_until_they_are_free() {
     let lab = Lab::builder().agents(false).build().unwrap();
     let node = lab.node(0);
-    let [(old, calls), (_staying, _)] =
+    let [(old, calls), (staying, _)] =
         [("old", "10.244.1.2"), ("staying", "10.244.1.3")].map(|(name, address)| {
             // The calls of `bridge` and `host-local`, without portmap.
             let mut calls = reference::calls(node, name, Join::Routes, Masquerade::Bridge, &json!({}));
@@ -89,6 +89,23 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     );
     let pod = node.add_pod_with("five", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
     traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
+    // What the condition asks for. A near miss: host-local has assigned an address of another
+    // network.
+    staying.remove().unwrap();
+    node.ip("link del cni0").unwrap();
+    fs::remove_dir_all(&networks).unwrap();
+    fs::create_dir(&networks).unwrap();
+    fs::write(networks.join("10.99.0.2"), "another\neth0").unwrap();
+    goes(node, OF_OTHERS);
+    // The folder cannot be listed: the name leads to itself.
+    let folder = node.cni_state_dir().join("networks");
+    fs::remove_dir_all(&folder).unwrap();
+    std::os::unix::fs::symlink("networks", &folder).unwrap();
+    comes(node, "host-local-unreadable", folder.to_str().unwrap());
+    fs::remove_file(&folder).unwrap();
+    goes(node, "host-local-unreadable");
+    // A near miss: there is no such folder on most nodes.
+    assert_eq!(conditions(node), [""; 0]);
 }
 
 /// The agent reads both families' neighbours, and asks a stale one that does not answer.

@@ -123,7 +123,7 @@ fn drops_of_the_last_minute_are_told_apart_from_earlier_ones() {
 
 #[test]
 fn faults_of_the_cluster_are_named_with_what_to_do() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().agent_arguments(&["--exclude-uplink", "eth9"]).build().unwrap();
     let (node, other) = (lab.node(0), lab.node(1));
     let api = lab.api_server().unwrap();
     let event = |reason: &str| {
@@ -131,6 +131,9 @@ fn faults_of_the_cluster_are_named_with_what_to_do() {
         wait_until(|| api.events().into_iter().find(is_told)).unwrap_or_else(|| panic!("{:#?}", api.events()))
     };
     is_well(node, "at first");
+
+    node.ip("route add unreachable 10.200.0.77\naddress add 10.200.0.52/24 dev eth0\n").unwrap();
+    is_well(node, "an unreachable host that is no node, and one address more");
 
     let unreachable = format!("unreachable {}", other.address());
     node.ip(&format!("route add {unreachable}\n")).unwrap();
@@ -140,6 +143,15 @@ fn faults_of_the_cluster_are_named_with_what_to_do() {
         node.ip(&format!("route delete {unreachable}\n")).unwrap();
     });
     event("NoRouteToNodeOver");
+
+    node.ip("link add eth9 type veth peer name eth10\nlink set eth9 up\nlink set eth10 up\n").unwrap();
+    // A near miss: a route of its own, by the uplink.
+    node.ip(&format!("route add {} dev eth0\n", other.address())).unwrap();
+    is_well(node, "a route by the uplink");
+    node.ip(&format!("route replace {} dev eth9\n", other.address())).unwrap();
+    is_named(node, "route-past-uplinks", "leaves by eth9", || {
+        node.ip(&format!("route delete {}\n", other.address())).unwrap()
+    });
 
     api.stop();
     is_named(node, "node-list-stale", "the last good state stays", || api.start().unwrap());
@@ -185,6 +197,7 @@ fn faults_of_the_host_are_named_with_what_to_do() {
 
     node.ip("link add eth9 type veth peer name eth10\nlink set eth9 up\nlink set eth10 up\n").unwrap();
     node.ip("address add 192.168.77.1/24 dev eth9\n").unwrap();
+    is_well(node, "a link without programs to which no pod sends");
     let send = || {
         let socket = udp(&pod, (pod.address(), 0));
         socket.send_to(b"podwire!", "192.168.77.2:5000").unwrap();
@@ -196,26 +209,44 @@ fn faults_of_the_host_are_named_with_what_to_do() {
     assert!(named.is_some(), "{:#}", status(node).1["conditions"]);
     is_named(node, "link-without-programs", "eth9", || node.ip("link delete eth9\n").unwrap());
 
-    let mapping =
-        json!({ "hostPort": 9080, "containerPort": 80, "protocol": "tcp", "hostIP": "10.200.0.99" });
-    let with_host_ip = node.add_pod_with("absent", &json!({ "portMappings": [mapping] })).unwrap();
+    let with_host_ip = |name, address| {
+        let mapping = json!({ "hostPort": 9080, "containerPort": 80, "protocol": "tcp", "hostIP": address });
+        node.add_pod_with(name, &json!({ "portMappings": [mapping] })).unwrap()
+    };
+    let present = with_host_ip("present", node.address().to_string());
+    is_well(node, "a hostIP that the node has");
+    present.delete().unwrap();
+    let with_host_ip = with_host_ip("absent", "10.200.0.99".to_owned());
     is_named(node, "host-ip-absent", "10.200.0.99", || with_host_ip.delete().unwrap());
 
-    let socket = udp(&pod, (pod.address(), 0));
-    let fill = || {
-        (0..700_u16).for_each(|port| drop(socket.send_to(b"podwire!", (lab.world_address(), 20_000 + port))))
+    // A pod may have half of the table. Three pods fill more than three quarters.
+    let others = ["second", "third"].map(|name| node.add_pod(name).unwrap());
+    let sockets = [&pod, &others[0], &others[1]].map(|pod| udp(pod, (pod.address(), 0)));
+    let fill = |pods: usize, flows: u16| {
+        for (socket, port) in
+            sockets[..pods].iter().flat_map(|socket| (0..flows).map(move |port| (socket, port)))
+        {
+            drop(socket.send_to(b"podwire!", (lab.world_address(), 20_000 + port)));
+        }
+        conditions(&status(node).1).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
     };
-    let full = wait_until(|| {
-        fill();
-        conditions(&status(node).1).contains(&"holder-crowded").then_some(())
-    });
+    fill(1, 100);
+    let counted = || metric(node, "podwire_translations").parse::<u32>().unwrap() >= 200;
+    assert!(wait_until(|| counted().then_some(())).is_some(), "{}", metric(node, "podwire_translations"));
+    is_well(node, "a pod with a part of its share");
+    let crowded = wait_until(|| (fill(1, 700) == ["holder-crowded"]).then_some(()));
+    assert!(crowded.is_some(), "{:#}", status(node).1);
+    let full = wait_until(|| fill(3, 700).contains(&"translations-nearly-full".to_owned()).then_some(()));
     assert!(full.is_some(), "{:#}", status(node).1);
     // The flows were never answered: under pressure they leave after seconds.
-    is_well(node, "holder-crowded");
+    is_well(node, "translations-nearly-full");
 
     node.stop_agent().unwrap();
-    node.start_agent_with(&[("PODWIRE_MTU", "9000")]).unwrap();
-    is_named(node, "mtu-too-large", "9000", || node.restart_agent().unwrap());
+    node.start_agent_with(&[("PODWIRE_MTU", "1450")]).unwrap();
+    is_well(node, "the largest MTU that fits");
+    node.stop_agent().unwrap();
+    node.start_agent_with(&[("PODWIRE_MTU", "1451")]).unwrap();
+    is_named(node, "mtu-too-large", "--mtu 1451", || node.restart_agent().unwrap());
 }
 
 #[test]

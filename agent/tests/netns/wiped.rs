@@ -126,6 +126,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     assert!(refused.answer["msg"].as_str().unwrap().contains("not on a BPF file system"), "{refused:?}");
     reach(node, &pod);
     unmount(node.bpf_dir());
+    goes(node, "pins-missing");
     assert!(
         wait_until(|| node.cni_call("ADD", "late", &json!({})).run().unwrap().success.then_some(()))
             .is_some()

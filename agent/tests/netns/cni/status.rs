@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use xtask::lab::{CniOutput, Lab, Node};
 
+use crate::sweep::{comes, condition, goes};
+
 use super::{Container, UNAVAILABLE, UNAVAILABLE_AND_LIMITED, failed, lab_for_one_pod, status, succeeded};
 
 #[test]
@@ -39,8 +41,11 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
     let (address, uplink) = (node.address(), node.uplink());
     let pod = node.add_pod("pod").unwrap();
     node.ip(&format!("address flush dev {uplink}")).unwrap();
-    // The kernel leaves routes of IPv6 when the address is gone.
+    // The kernel leaves routes of IPv6 when the address is gone, so the link still leads out.
+    comes(node, "internal-ip-absent", &address.to_string());
+    assert_eq!(condition(node, "no-uplink"), 0);
     node.exec(&["ip", "-6", "route", "flush", "dev", uplink]).unwrap();
+    comes(node, "no-uplink", "no link has this node's InternalIP");
     let output = until(node, |output| !output.success);
     failed(&output, UNAVAILABLE_AND_LIMITED, "no link has this node's InternalIP");
     pod.delete().unwrap();
@@ -48,6 +53,7 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
     failed(&status(node), UNAVAILABLE, "no link has this node's InternalIP");
     node.ip(&format!("address add {address}/24 dev {uplink}\nroute add default via 10.200.0.254\n")).unwrap();
     succeeded(until(node, |output| output.success));
+    goes(node, "no-uplink");
 }
 
 #[test]
@@ -73,6 +79,7 @@ fn a_data_path_that_cannot_be_mended_is_told() {
     let taken = node.enter(|| UdpSocket::bind("0.0.0.0:8472")).unwrap().unwrap();
     let output = until(node, |output| !output.success);
     failed(&output, UNAVAILABLE_AND_LIMITED, "its UDP port 8472 belongs to a socket");
+    assert_eq!(condition(node, "not-set-up"), 0, "it was set up before");
     drop(taken);
     succeeded(until(node, |output| output.success));
     pod.delete().unwrap();

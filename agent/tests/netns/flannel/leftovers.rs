@@ -5,7 +5,7 @@ use xtask::lab::{Lab, traffic};
 
 use super::{add_pod, announce, answers, macs};
 use crate::check::{Row, check};
-use crate::sweep::comes;
+use crate::sweep::{comes, condition};
 
 #[test]
 fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
@@ -22,6 +22,7 @@ fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
     node.spawn_agent().unwrap();
     let failed = comes(node, "reconcile-failed", "belongs to the VXLAN devices flannel.1 and flannel-v6.1");
     assert!(failed.contains("`ip link delete flannel.1` and `ip link delete flannel-v6.1`"), "{failed}");
+    comes(node, "not-set-up", "flannel.1");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("flannel.1"), "the runtime is told as well: {refused}");
     for address in &far.addresses {
@@ -32,6 +33,7 @@ fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
     comes(node, "reconcile-failed", "belongs to the VXLAN device flannel-v6.1:");
     node.ip(&format!("link delete {VXLAN6}\n")).unwrap();
     node.wait_ready().unwrap();
+    assert_eq!(["not-set-up", "reconcile-failed"].map(|name| condition(node, name)), [0; 2]);
     let pod = node.add_pod("late").unwrap();
     crate::reach(&pod, node);
 }
