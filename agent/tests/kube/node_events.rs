@@ -1,5 +1,8 @@
 //! Kubernetes Events about the conditions of this node.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use podwire::conditions::{ConditionName, Conditions};
@@ -152,6 +155,20 @@ async fn an_event_that_has_expired_is_made_again() {
     assert_eq!(methods(&server), ["POST", "POST", "PATCH", "POST", "PATCH", "POST"]);
 }
 
+/// Counts the lines of a log.
+struct Counter(Arc<AtomicUsize>);
+
+impl io::Write for Counter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_refuses_events_delays_nothing_else() {
     for code in [403, 404, 500] {
@@ -162,8 +179,18 @@ async fn a_server_that_refuses_events_delays_nothing_else() {
         ours.fail(Some(Fault::EventsRefused(code)));
         agent.conditions.set(ConditionName::FirewallDrops, "the chain FORWARD drops");
         agent.conditions.set(ConditionName::MtuTooLarge, "9000 bytes");
+        let warnings = Arc::<AtomicUsize>::default();
+        let counter = Arc::clone(&warnings);
+        // Like the agent's own log, without the lines of kube.
+        let log = tracing_subscriber::fmt().with_env_filter("podwire=warn");
+        let log = log.with_writer(move || Counter(Arc::clone(&counter)));
+        // The runtime of the test has one thread, so this is also the agent's log.
+        let _log = tracing::subscriber::set_default(log.finish());
         agent.looks().await;
         assert_eq!(methods(&server), ["POST"], "after a refusal no other Event is tried");
+        agent.looks().await;
+        assert_eq!(methods(&server).len(), 2);
+        assert_eq!(warnings.load(Ordering::Relaxed), 1, "each refusal is a line in the log");
         server.put(node(2)).await;
         assert_eq!(agent.watching.names().await, ["node1", "node2"]);
         // A condition that ends before the server was told of it is no Event.
