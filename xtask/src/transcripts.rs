@@ -215,9 +215,10 @@ fn shape(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for line in text.lines() {
         let words = line.split([' ', ',', '─']).map(|word| {
-            let is_link = word.len() == 14 && word.starts_with("pw");
+            let link = word.trim_end_matches(':');
+            let is_link = link.len() == 14 && link.starts_with("pw");
             match is_link {
-                true => "pw…".to_owned(),
+                true => word.replace(link, "pw…"),
                 false if is_mac(word) => "…:…".to_owned(),
                 false => without_numbers(word),
             }
@@ -269,8 +270,8 @@ mod tests {
 
     #[test]
     fn numbers_make_no_output_stale_but_words_do() {
-        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7\ntbf 8089: lat 30ms\n8a:ae:48:23:3a:72";
-        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70\ntbf a9e2: lat 30.9ms\n96:11:af:c5:38:4c";
+        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7\nof pw44ac1a02f855: tcp\ntbf 8089: lat 30ms\n8a:ae:48:23:3a:72";
+        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70\nof pw0123456789ab: tcp\ntbf a9e2: lat 30.9ms\n96:11:af:c5:38:4c";
         assert_eq!(shape(shown), shape(same));
         assert_ne!(shape(shown), shape(&same.replace("sent", "dropped")));
         assert_ne!(shape(shown), shape(&same.replace(" NAT", "")));

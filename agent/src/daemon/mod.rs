@@ -124,6 +124,8 @@ impl Daemon {
             },
         };
         daemon.take_over(capabilities, endpoints, &corrupt).await?;
+        // What an earlier agent's programs have dropped is not of this agent's last minute.
+        daemon.memory.tick(&daemon.counters());
         Ok(daemon)
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use xtask::lab::traffic;
 use xtask::lab::{Lab, Mode, Node, Pod};
 
+use crate::service::iptables_of;
 use crate::sockets::{listen, udp, wait_until};
 
 const PORT: u16 = 8080;
@@ -149,7 +150,19 @@ fn flows_show_what_packets_did_on_each_path() {
         for family in 0..2 {
             let from = client.addresses()[family];
             let world = lab.world_addresses()[family];
+            let service: IpAddr = ["10.96.0.77", "fd00:10:96::77"][family].parse().unwrap();
+            let backend = SocketAddr::new(remote.addresses()[family], PORT);
+            let dnat = format!("-t nat -A PREROUTING -d {service} -p tcp -j DNAT --to-destination {backend}");
+            iptables_of(service, node, &dnat);
             let ways = [
+                Way {
+                    what: "service",
+                    client: &client,
+                    server: &remote,
+                    to: service,
+                    port: 80,
+                    known: &[("stack", "host-stack")],
+                },
                 Way {
                     what: "pod here",
                     client: &client,
@@ -192,8 +205,7 @@ fn flows_show_what_packets_did_on_each_path() {
                 },
             ];
             for way in &ways {
-                let port = if way.port == HOST_PORT { PORT } else { way.port };
-                let route = traffic::Route::translated(SocketAddr::new(way.to, way.port), port);
+                let route = traffic::Route::translated(SocketAddr::new(way.to, way.port), PORT);
                 let exchange = traffic::tcp_exchange_on(way.client, way.server, route, 1 << 20).unwrap();
                 let own = exchange.client.port().to_string();
                 let shown =

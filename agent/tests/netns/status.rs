@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
 use crate::commands::run;
 use crate::sockets::{udp, wait_until};
-use crate::sweep::metric;
+use crate::sweep::{self, condition, metric};
 
 /// Exit codes of `podwire status`.
 const WELL: i32 = 0;
@@ -28,18 +29,31 @@ fn conditions(status: &Value) -> Vec<&str> {
     status["conditions"].as_array().unwrap().iter().map(|one| one["condition"].as_str().unwrap()).collect()
 }
 
-/// Waits until a node is well.
+/// Waits until a node is well. The waiting itself asks by HTTP: a command for each look would take
+/// the time of the tests beside this one.
 #[track_caller]
 fn is_well(node: &Node, what: &str) {
+    wait_until(|| sweep::conditions(node).is_empty().then_some(()));
     let is_well = || (status(node).0 == WELL).then_some(());
     wait_until(is_well)
         .unwrap_or_else(|| panic!("{what}: not well again: {:#}", status(node).1["conditions"]));
+}
+
+/// Waits until a condition holds. `meanwhile` runs before each look.
+#[track_caller]
+fn comes(node: &Node, name: &str, mut meanwhile: impl FnMut()) {
+    let holds = wait_until(|| {
+        meanwhile();
+        (condition(node, name) > 0).then_some(())
+    });
+    assert!(holds.is_some(), "{name} does not come: {:#}", status(node).1["conditions"]);
 }
 
 /// Checks that the status names exactly one condition, with this text in its sentence and a remedy,
 /// and that it goes with the cause.
 #[track_caller]
 fn is_named(node: &Node, name: &str, text: &str, remedy: impl FnOnce()) {
+    comes(node, name, || ());
     let named = wait_until(|| {
         let (code, told) = status(node);
         (code == NOT_WELL && conditions(&told) == [name]).then_some(told)
@@ -101,11 +115,8 @@ fn drops_of_the_last_minute_are_told_apart_from_earlier_ones() {
     assert_eq!((&drops["packets"], &drops["last_minute"]), (&json!(3), &json!(3)));
     // The counters are pinned: the next agent finds them, and they are not of its last minute.
     node.restart_agent().unwrap();
-    let lately = || {
-        let drops = reason(&status(node).1).unwrap();
-        (drops["last_minute"] == 0).then_some(drops["packets"].clone())
-    };
-    assert_eq!(wait_until(lately), Some(json!(3)));
+    let drops = reason(&status(node).1).unwrap();
+    assert_eq!((&drops["packets"], &drops["last_minute"]), (&json!(3), &json!(0)));
     let drops = crate::commands::rows(node, &["drops", "--reason", "multicast"]);
     assert_eq!(drops.iter().map(|drops| &drops["packets"]).collect::<Vec<_>>(), [3]);
     // The restarted agent keeps no packets of the one before.
@@ -202,11 +213,7 @@ fn faults_of_the_host_are_named_with_what_to_do() {
         let socket = udp(&pod, (pod.address(), 0));
         socket.send_to(b"podwire!", "192.168.77.2:5000").unwrap();
     };
-    let named = wait_until(|| {
-        send();
-        conditions(&status(node).1).contains(&"link-without-programs").then_some(())
-    });
-    assert!(named.is_some(), "{:#}", status(node).1["conditions"]);
+    comes(node, "link-without-programs", send);
     is_named(node, "link-without-programs", "eth9", || node.ip("link delete eth9\n").unwrap());
 
     let with_host_ip = |name, address| {
@@ -228,16 +235,17 @@ fn faults_of_the_host_are_named_with_what_to_do() {
         {
             drop(socket.send_to(b"podwire!", (lab.world_address(), 20_000 + port)));
         }
-        conditions(&status(node).1).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
+        // The agent counts every ten seconds.
+        std::thread::sleep(Duration::from_millis(500));
     };
     fill(1, 100);
     let counted = || metric(node, "podwire_translations").parse::<u32>().unwrap() >= 200;
     assert!(wait_until(|| counted().then_some(())).is_some(), "{}", metric(node, "podwire_translations"));
     is_well(node, "a pod with a part of its share");
-    let crowded = wait_until(|| (fill(1, 700) == ["holder-crowded"]).then_some(()));
-    assert!(crowded.is_some(), "{:#}", status(node).1);
-    let full = wait_until(|| fill(3, 700).contains(&"translations-nearly-full".to_owned()).then_some(()));
-    assert!(full.is_some(), "{:#}", status(node).1);
+    comes(node, "holder-crowded", || fill(1, 700));
+    assert_eq!(conditions(&status(node).1), ["holder-crowded"]);
+    comes(node, "translations-nearly-full", || fill(3, 700));
+    assert!(conditions(&status(node).1).contains(&"translations-nearly-full"));
     // The flows were never answered: under pressure they leave after seconds.
     is_well(node, "translations-nearly-full");
 
