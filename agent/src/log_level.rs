@@ -26,5 +26,5 @@ pub struct Options {
 /// # Errors
 /// See [`Error`]. If the agent refuses the level, it goes on with its filter.
 pub fn run(options: &Options) -> Result<(), Error> {
-    client::ask(&options.place, &Question::LogLevel(options.level.clone()), |_, _| Ok(()))
+    client::ask(&options.place, &Question::LogLevel(options.level.clone()), |_, _, _| Ok(()))
 }

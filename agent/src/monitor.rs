@@ -12,6 +12,7 @@ use podwire_common::event::{self, FAMILY_BIT_IPV4, FAMILY_BIT_IPV6};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs;
 use podwire_common::reason::Drop;
+use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -22,6 +23,9 @@ use crate::operator::{Line, Question};
 use crate::packet_filter::Filter;
 use crate::packet_record::Record;
 use crate::pcapng::{Direction, Packet, Writer};
+
+/// The nice value of the command.
+const LOW_PRIORITY: i32 = 10;
 
 /// Options of `podwire monitor`.
 #[derive(Args, Clone, Debug)]
@@ -172,6 +176,9 @@ impl Selection {
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
+    // What is shown must not take the processor from what happens. An event that is too late is
+    // counted as missing.
+    let _ = setpriority_process(None, LOW_PRIORITY);
     match &options.pcap {
         Some(file) => capture(options, file),
         None => print(options),
@@ -179,9 +186,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 fn print(options: &Options) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
+    let mut out = io::BufWriter::new(io::stdout().lock());
     let question = Question::Monitor(Box::new(options.selection.clone()));
-    client::ask(&options.place, &question, |line, decoded| {
+    client::ask(&options.place, &question, |line, decoded, has_more| {
         match decoded {
             Line::Event(record) if options.output == Output::Text => writeln!(out, "{record}"),
             Line::Missed { missed } if options.output == Output::Text => {
@@ -192,7 +199,8 @@ fn print(options: &Options) -> Result<(), Error> {
             }
             _ => writeln!(out, "{line}"),
         }?;
-        out.flush()
+        // A write for each line would cost more than the line.
+        if has_more { Ok(()) } else { out.flush() }
     })
 }
 
@@ -207,7 +215,7 @@ fn capture(options: &Options, path: &Path) -> Result<(), Error> {
     };
     let mut file = Writer::new(out)?;
     let selection = Selection { packets: true, ..options.selection.clone() };
-    client::ask(&options.place, &Question::Monitor(Box::new(selection)), |_, line| {
+    client::ask(&options.place, &Question::Monitor(Box::new(selection)), |_, line, _| {
         match line {
             Line::Packet { packet, data } => return write_packet(&mut file, &packet, &data),
             Line::Missed { missed } => warn!(missed, "packets are missing: this reader is too slow"),

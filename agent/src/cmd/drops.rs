@@ -95,7 +95,7 @@ pub(super) fn of_tables(maps: &Maps) -> Result<Vec<Drops>, Error> {
 
 fn ask(options: &Options) -> Result<Vec<Drops>, client::Error> {
     let mut told = Vec::new();
-    client::ask(&options.folders.place, &Question::Status, |_, line| {
+    client::ask(&options.folders.place, &Question::Status, |_, line, _| {
         if let Line::Status { status } = line {
             told = status.drops;
         }
@@ -107,7 +107,7 @@ fn ask(options: &Options) -> Result<Vec<Drops>, client::Error> {
 /// Returns the last packets that the filters admit.
 fn last(options: &Options) -> Result<Vec<Record>, Error> {
     let mut last = Vec::new();
-    client::ask(&options.folders.place, &Question::LastDrops, |_, line| {
+    client::ask(&options.folders.place, &Question::LastDrops, |_, line, _| {
         if let Line::Event(record) = line
             && is_wanted(options, &record)
         {

@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
 
 fn ask(options: &Options) -> Result<Status, client::Error> {
     let mut told = None;
-    client::ask(&options.folders.place, &Question::Status, |_, line| {
+    client::ask(&options.folders.place, &Question::Status, |_, line, _| {
         if let Line::Status { status } = line {
             told = Some(*status);
         }

@@ -169,7 +169,7 @@ fn contains(prefix: &Prefix, address: IpAddr) -> bool {
 
 fn ask_names(place: &Place) -> Result<Names, client::Error> {
     let mut names = Names::default();
-    client::ask(place, &Question::Names, |_, line| {
+    client::ask(place, &Question::Names, |_, line, _| {
         if let Line::Names { names: told } = line {
             names = told;
         }

@@ -9,6 +9,9 @@ use thiserror::Error;
 
 use super::{Line, Question, SOCKET};
 
+/// Bytes of an answer that are read at once.
+const AT_ONCE: usize = 64 << 10;
+
 /// Where the agent is.
 #[derive(Args, Clone, Debug)]
 pub struct Place {
@@ -39,15 +42,15 @@ pub enum Error {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks the agent, and hands each line of the answer to `take`, as it came and decoded. Ends with
-/// the answer, or when the output is closed.
+/// Asks the agent, and hands each line of the answer to `take`: as it came, decoded, and whether
+/// more of the answer is here already. Ends with the answer, or when the output is closed.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn ask(
     place: &Place,
     question: &Question,
-    mut take: impl FnMut(&str, Line) -> io::Result<()>,
+    mut take: impl FnMut(&str, Line, bool) -> io::Result<()>,
 ) -> Result<(), Error> {
     let path = place.run_dir.join(SOCKET);
     let connect = || {
@@ -56,12 +59,13 @@ pub fn ask(
         Ok(stream)
     };
     let stream = connect().map_err(|source| Error::NoAgent { path: path.clone(), source })?;
-    for line in BufReader::new(stream).lines() {
-        let line = line?;
-        let taken = match serde_json::from_str(&line)? {
+    let (mut reader, mut line) = (BufReader::with_capacity(AT_ONCE, stream), String::new());
+    while reader.read_line(&mut line)? > 0 {
+        let taken = match serde_json::from_str(line.trim_end())? {
             Line::Error { error } => return Err(Error::Refused(error)),
-            decoded => take(&line, decoded),
+            decoded => take(line.trim_end(), decoded, !reader.buffer().is_empty()),
         };
+        line.clear();
         match taken {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             taken => taken?,
