@@ -32,9 +32,10 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
         let (network, address) = OTHERS[family];
         let (_, world) = world_end(&lab, family);
         route_to_pods(&lab, family);
-        lab.world().ip(&format!("address add {address} dev eth0\n")).unwrap();
+        let address: IpNet = address.parse().unwrap();
+        lab.world().add_address("eth0", address.addr(), address.prefix_len()).unwrap();
         lab.underlay().ip(&format!("route add {network} via {world}\n")).unwrap();
-        address.parse::<IpNet>().unwrap().addr()
+        address.addr()
     });
     let sees_pod = |address: IpAddr, why: &str| {
         let own = pod.end(usize::from(address.is_ipv6())).1;
