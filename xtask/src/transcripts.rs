@@ -54,12 +54,7 @@ pub fn record() -> Result<Vec<Transcript>> {
         Ok(Transcript { document: "docs/inspect.md", name, text: run(node, command)? })
     };
     let show = |name, arguments: &[&str]| -> Result<Transcript> {
-        let folders =
-            [("--run-dir", node.run_dir()), ("--bpf-dir", node.bpf_dir()), ("--state-dir", node.state_dir())];
-        let folders =
-            folders.map(|(option, folder)| [option.to_owned(), folder.display().to_string()]).concat();
-        let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
-        let printed = node.podwire(&[arguments, &folders].concat())?;
+        let printed = node.show(arguments)?;
         ensure!(printed.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&printed.stderr));
         let shown = format!("# podwire {}\n{}", arguments.join(" "), String::from_utf8(printed.stdout)?);
         // The lab's name is in the names of its pods.

@@ -1,7 +1,6 @@
 //! The commands that show the tables: what they show is what packets did.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Output;
 
 use serde_json::{Value, json};
 use xtask::lab::traffic;
@@ -13,19 +12,10 @@ use crate::sockets::{listen, udp, wait_until};
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 9080;
 
-/// Runs a command that reads the tables of a node.
-pub fn run(node: &Node, arguments: &[&str]) -> Output {
-    let folders =
-        [("--run-dir", node.run_dir()), ("--state-dir", node.state_dir()), ("--bpf-dir", node.bpf_dir())];
-    let folders = folders.map(|(option, folder)| [option.to_owned(), folder.display().to_string()]).concat();
-    let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
-    node.podwire(&[arguments, &folders].concat()).unwrap()
-}
-
 /// Returns what a command prints as text.
 #[track_caller]
 pub fn text(node: &Node, arguments: &[&str]) -> String {
-    let output = run(node, arguments);
+    let output = node.show(arguments).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {said}");
     String::from_utf8(output.stdout).unwrap()
@@ -99,17 +89,17 @@ fn without_an_agent_the_tables_are_shown_with_kept_names() {
         assert_eq!(rows(node, command), before, "{command:?}");
     }
     assert_eq!(rows(node, &["endpoints"])[0]["pod"], name(&web));
-    let status = run(node, &["status", "--output", "json"]);
+    let status = node.show(&["status", "--output", "json"]).unwrap();
     assert_eq!(status.status.code(), Some(4));
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(
         (&status["agent"], &status["endpoints"], &status["nodes"]["used"]),
         (&Value::Null, &json!(1), &json!(2))
     );
-    let said = String::from_utf8(run(node, &["status"]).stdout).unwrap();
+    let said = String::from_utf8(node.show(&["status"]).unwrap().stdout).unwrap();
     assert!(said.contains("does not answer") && said.contains("operator.sock"), "{said}");
     node.uninstall().unwrap();
-    let nothing = run(node, &["endpoints"]);
+    let nothing = node.show(&["endpoints"]).unwrap();
     let said = String::from_utf8_lossy(&nothing.stderr).into_owned();
     assert!(!nothing.status.success() && said.contains("no agent has run on this node"), "{said}");
 }
@@ -279,7 +269,7 @@ fn delete_refuses_filters_that_do_not_name_one_flow() {
     let client = node.add_pod("client").unwrap();
     let world = lab.world_address();
     let refused = |arguments: &[&str]| {
-        let output = run(node, &[&["flows", "--delete"], arguments].concat());
+        let output = node.show(&[&["flows", "--delete"], arguments].concat()).unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };

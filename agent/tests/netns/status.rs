@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
-use crate::commands::run;
 use crate::sockets::{udp, wait_until};
 use crate::sweep::{self, condition, metric};
 
@@ -18,7 +17,7 @@ const NOT_WELL: i32 = 3;
 
 /// Returns exit code and output of `podwire status`.
 fn status(node: &Node) -> (i32, Value) {
-    let output = run(node, &["status", "--output", "json"]);
+    let output = node.show(&["status", "--output", "json"]).unwrap();
     let told = serde_json::from_slice(&output.stdout);
     let said = || String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap(), told.unwrap_or_else(|error| panic!("{error}: {}", said())))
@@ -62,7 +61,7 @@ fn is_named(node: &Node, name: &str, text: &str, remedy: impl FnOnce()) {
     let condition = &named["conditions"][0];
     assert!(condition["sentence"].as_str().unwrap().contains(text), "{condition}");
     assert!(!condition["remedy"].as_str().unwrap().is_empty());
-    let shown = String::from_utf8(run(node, &["status"]).stdout).unwrap();
+    let shown = String::from_utf8(node.show(&["status"]).unwrap().stdout).unwrap();
     let remedy_shown = format!("do: {}", condition["remedy"].as_str().unwrap());
     assert!(shown.contains(text) && shown.contains(&remedy_shown), "{shown}");
     remedy();
@@ -95,7 +94,7 @@ fn a_well_node_is_shown_on_one_screen() {
     let share = &told["shares"][0];
     assert_eq!((&share["table"], &share["entries"]), (&json!("TRANSLATIONS"), &json!(2)), "{share}");
     assert!(share["holder"].as_str().unwrap().contains(&pod.call().container_id), "{share}");
-    let shown = String::from_utf8(run(node, &["status"]).stdout).unwrap();
+    let shown = String::from_utf8(node.show(&["status"]).unwrap().stdout).unwrap();
     assert!(shown.lines().count() <= 24 && shown.contains("all is well"), "{shown}");
 }
 
@@ -128,7 +127,7 @@ fn drops_of_the_last_minute_are_told_apart_from_earlier_ones() {
     assert_eq!((&last["reason"], &last["destination"]["port"]), (&json!("multicast"), &json!(5000)));
     assert_eq!(last["source"]["pod"], name);
     assert_eq!(packets("lab/another"), [] as [Value; 0]);
-    let unknown = run(node, &["drops", "--reason", "bad-luck"]);
+    let unknown = node.show(&["drops", "--reason", "bad-luck"]).unwrap();
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("source-not-owned"));
 }
 

@@ -320,6 +320,17 @@ impl Node {
         self.podwire_in(self, arguments)
     }
 
+    /// Does the same with a command that shows what this node's agent does.
+    ///
+    /// # Errors
+    /// Those of [`Self::podwire`].
+    pub fn show(&self, arguments: &[&str]) -> Result<Output> {
+        let folders = [&self.run_dir, &self.state_dir, &self.bpf_dir].map(|folder| folder.to_string_lossy());
+        let [run, state, bpf] = &folders;
+        let folders = ["--run-dir", run, "--state-dir", state, "--bpf-dir", bpf];
+        self.podwire(&[arguments, &folders].concat())
+    }
+
     fn podwire_in(&self, ns: &Ns, arguments: &[&str]) -> Result<Output> {
         let binary = self.binaries.agent.to_string_lossy();
         let wrapper = self.wrapper.iter().map(String::as_str);
