@@ -5,17 +5,17 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::builder::TypedValueParser as _;
 use clap::{Args, ValueEnum};
 use podwire_common::addr::Addr;
 use podwire_common::event::{self, FAMILY_BIT_IPV4, FAMILY_BIT_IPV6};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs;
-use podwire_common::reason::Drop;
 use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::cmd::selection::{self, Family};
 use crate::config::Logging;
 use crate::events::Names;
 use crate::operator::client::{self, Error, Place};
@@ -85,7 +85,7 @@ pub struct Selection {
     #[serde(default)]
     pub packets: bool,
     /// Reasons for drops, as podwire_dropped_packets_total names them. Only drops match.
-    #[arg(long = "reason", value_delimiter = ',', value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
+    #[arg(long = "reason", value_delimiter = ',', value_name = "REASON", value_parser = selection::reason().map(|reason| reason as u16), hide_possible_values = true)]
     pub reasons: Vec<u16>,
 }
 
@@ -98,15 +98,6 @@ pub enum Kind {
     Flow,
     /// The first packet of a flow that the programs translate, with the new addresses and ports.
     Translation,
-}
-
-/// A family of IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-pub enum Family {
-    /// IPv4.
-    Ipv4,
-    /// IPv6.
-    Ipv6,
 }
 
 /// A format of events.
@@ -127,14 +118,6 @@ fn protocol_number(text: &str) -> Result<u8, String> {
         "sctp" => Ok(protocol::SCTP),
         _ => text.parse().map_err(|_| "neither a known protocol nor a number up to 255".to_owned()),
     }
-}
-
-fn reasons() -> impl clap::builder::TypedValueParser<Value = u16> {
-    let names = Drop::ALL.iter().map(|reason| reason.name());
-    PossibleValuesParser::new(names).map(|name| {
-        let found = Drop::ALL.iter().find(|reason| reason.name() == name);
-        found.map_or(0, |reason| *reason as u16)
-    })
 }
 
 impl Selection {

@@ -4,10 +4,9 @@ use clap::Args;
 use podwire_common::reason::Drop;
 
 use super::Error;
-use super::output::{self, Printing, Row};
-use super::selection;
-use super::view::{Folders, open_tables};
-use crate::config::Logging;
+use super::output::{self, Row};
+use super::view::{Common, open_tables};
+use super::{selection, status};
 use crate::dataplane::maps::Maps;
 use crate::operator::client;
 use crate::operator::{Line, Question};
@@ -21,23 +20,17 @@ use crate::status::Drops;
 )]
 pub struct Options {
     /// Show only these reasons. Separate reasons by commas.
-    #[arg(long, value_delimiter = ',', value_name = "REASON", value_parser = reason)]
-    pub reason: Vec<&'static str>,
+    #[arg(long, value_delimiter = ',', value_name = "REASON", value_parser = selection::reason(), hide_possible_values = true)]
+    pub reason: Vec<Drop>,
     /// Show the packets that were dropped last, and not the counters.
     #[arg(long)]
     pub packets: bool,
     /// Filters of packets.
     #[command(flatten)]
     pub filters: selection::Flows,
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 impl Row for Drops {
@@ -64,15 +57,17 @@ impl Row for Record {
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
     if options.packets || options.filters.are_set() {
-        return options.printing.repeat(|printing| Ok(output::print(&last(options)?, printing.output)?));
+        return options
+            .common
+            .printing
+            .repeat(|printing| Ok(output::print(&last(options)?, printing.output)?));
     }
-    options.printing.repeat(|printing| {
-        let drops = match ask(options) {
-            Err(client::Error::NoAgent { .. }) => of_tables(&open_tables(&options.folders)?)?,
-            told => told?,
+    options.common.printing.repeat(|printing| {
+        let drops = match status::ask(&options.common.folders.place) {
+            Err(client::Error::NoAgent { .. }) => of_tables(&open_tables(&options.common.folders)?)?,
+            told => told?.drops,
         };
-        let is_wanted =
-            |drops: &Drops| options.reason.is_empty() || options.reason.contains(&drops.reason.as_str());
+        let is_wanted = |drops: &Drops| is_reason(options, &drops.reason);
         let rows: Vec<_> = drops.into_iter().filter(is_wanted).collect();
         Ok(output::print(&rows, printing.output)?)
     })
@@ -93,21 +88,10 @@ pub(super) fn of_tables(maps: &Maps) -> Result<Vec<Drops>, Error> {
     Ok(drops.collect())
 }
 
-fn ask(options: &Options) -> Result<Vec<Drops>, client::Error> {
-    let mut told = Vec::new();
-    client::ask(&options.folders.place, &Question::Status, |_, line, _| {
-        if let Line::Status { status } = line {
-            told = status.drops;
-        }
-        Ok(())
-    })?;
-    Ok(told)
-}
-
 /// Returns the last packets that the filters admit.
 fn last(options: &Options) -> Result<Vec<Record>, Error> {
     let mut last = Vec::new();
-    client::ask(&options.folders.place, &Question::LastDrops, |_, line, _| {
+    client::ask(&options.common.folders.place, &Question::LastDrops, |_, line, _| {
         if let Line::Event(record) = line
             && is_wanted(options, &record)
         {
@@ -118,19 +102,13 @@ fn last(options: &Options) -> Result<Vec<Record>, Error> {
     Ok(last)
 }
 
+fn is_reason(options: &Options, name: &str) -> bool {
+    options.reason.is_empty() || options.reason.iter().any(|reason| reason.name() == name)
+}
+
 fn is_wanted(options: &Options, record: &Record) -> bool {
     let reason = record.reason.as_deref().unwrap_or_default();
     let inner = record.inner.iter().flat_map(|inner| [&inner.source, &inner.destination]);
     let ends: Vec<_> = record.source.iter().chain(&record.destination).chain(inner).collect();
-    (options.reason.is_empty() || options.reason.contains(&reason))
-        && options.filters.admit(&record.protocol, &ends)
-}
-
-/// Parses the name of a reason.
-fn reason(text: &str) -> Result<&'static str, String> {
-    let named = Drop::ALL.iter().find(|reason| reason.name() == text);
-    let names = || Drop::ALL.iter().map(|reason| reason.name()).collect::<Vec<_>>().join(", ");
-    named
-        .map(|reason| reason.name())
-        .ok_or_else(|| format!("there is no such reason; the reasons are {}", names()))
+    is_reason(options, reason) && options.filters.admit(&record.protocol, &ends)
 }

@@ -11,10 +11,9 @@ use podwire_core::model::format_mac;
 use serde::Serialize;
 
 use super::Error;
-use super::output::{self, Printing, Row, list};
+use super::output::{self, Row, list};
 use super::selection::{Addresses, Pods};
-use super::view::{Folders, View};
-use crate::config::Logging;
+use super::view::{Common, View};
 use crate::packet_record::Link;
 
 /// Options of `podwire endpoints`.
@@ -27,15 +26,9 @@ pub struct Options {
     /// Filters by address.
     #[command(flatten)]
     pub addresses: Addresses,
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 /// A pod of this node.
@@ -79,8 +72,8 @@ impl Row for EndpointRow {
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
-    options.printing.repeat(|printing| {
-        let rows: Vec<_> = rows(&View::open(&options.folders)?)
+    options.common.printing.repeat(|printing| {
+        let rows: Vec<_> = rows(&View::open(&options.common.folders)?)
             .into_iter()
             .filter(|row| options.pods.admit(row.pod.as_deref()))
             .filter(|row| row.addresses.iter().any(|address| options.addresses.admit(*address)))

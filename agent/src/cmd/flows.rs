@@ -17,10 +17,9 @@ use podwire_common::reason::Path;
 use serde::Serialize;
 
 use super::Error;
-use super::output::{Output, Printing, Row, Rows};
+use super::output::{Output, Row, Rows};
 use super::selection;
-use super::view::{Folders, View};
-use crate::config::Logging;
+use super::view::{Common, View};
 use crate::dataplane::flow_list::{Entry, Known};
 use crate::housekeeping;
 use crate::packet_record::{End, Link, name_of, protocol_name};
@@ -47,15 +46,9 @@ pub struct Options {
     /// counts as the first one of a new flow.
     #[arg(long, conflicts_with_all = ["watch", "limit"])]
     pub delete: bool,
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 /// A kind of flow: the table that it is in.
@@ -153,8 +146,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if options.delete {
         return delete(options);
     }
-    options.printing.repeat(|printing| {
-        let view = View::open(&options.folders)?;
+    options.common.printing.repeat(|printing| {
+        let view = View::open(&options.common.folders)?;
         list(options, &view, printing.output)
     })
 }
@@ -189,7 +182,7 @@ fn for_each(options: &Options, view: &View, mut show: impl FnMut(&Flow, FlowRow)
 
 /// Deletes the flow that the filters name.
 fn delete(options: &Options) -> Result<(), Error> {
-    let mut view = View::open(&options.folders)?;
+    let mut view = View::open(&options.common.folders)?;
     let mut matching = BTreeSet::new();
     for_each(options, &view, |flow, _| {
         // More flows would not be named, and the table may have many.

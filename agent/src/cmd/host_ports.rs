@@ -6,10 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Error;
-use super::output::{self, Printing, Row};
+use super::output::{self, Row};
 use super::selection::{Addresses, Pods};
-use super::view::{Folders, View};
-use crate::config::Logging;
+use super::view::{Common, View};
 use crate::packet_record::{End, protocol_name};
 
 /// Options of `podwire hostports`.
@@ -25,15 +24,9 @@ pub struct Options {
     /// Show only this hostPort, or hostPorts that lead to this port of a pod.
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 /// A hostPort.
@@ -64,13 +57,14 @@ impl Row for HostPortRow {
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
-    options.printing.repeat(|printing| {
+    options.common.printing.repeat(|printing| {
         let is_wanted = |row: &HostPortRow| {
             options.pods.admit(row.backend.pod.as_deref())
                 && [row.address, row.backend.address].iter().any(|end| options.addresses.admit(*end))
                 && options.port.is_none_or(|port| row.port == port || row.backend.port == Some(port))
         };
-        let rows: Vec<_> = rows(&View::open(&options.folders)?).into_iter().filter(is_wanted).collect();
+        let rows: Vec<_> =
+            rows(&View::open(&options.common.folders)?).into_iter().filter(is_wanted).collect();
         Ok(output::print(&rows, printing.output)?)
     })
 }

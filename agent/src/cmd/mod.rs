@@ -13,7 +13,7 @@ pub mod nodes;
 pub mod status;
 
 mod output;
-mod selection;
+pub mod selection;
 mod view;
 
 use std::io;

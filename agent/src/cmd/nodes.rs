@@ -12,10 +12,9 @@ use podwire_common::abi::{
 use serde::Serialize;
 
 use super::Error;
-use super::output::{self, Printing, Row, list};
+use super::output::{self, Row, list};
 use super::selection::Addresses;
-use super::view::{self, Folders, View};
-use crate::config::Logging;
+use super::view::{self, Common, View};
 use crate::packet_record::Link;
 
 /// Options of `podwire nodes`.
@@ -28,15 +27,9 @@ pub struct Options {
     /// Filters by address: of the node, or of its pods.
     #[command(flatten)]
     pub addresses: Addresses,
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 /// A node.
@@ -83,13 +76,14 @@ impl Row for NodeRow {
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
-    options.printing.repeat(|printing| {
+    options.common.printing.repeat(|printing| {
         let is_wanted = |row: &NodeRow| {
             let pods = row.pod_networks.iter().any(|network| covers(&options.addresses, network));
             let own = row.addresses.iter().any(|address| options.addresses.admit(*address));
             options.node.as_ref().is_none_or(|node| row.node.as_ref() == Some(node)) && (pods || own)
         };
-        let rows: Vec<_> = rows(&View::open(&options.folders)?).into_iter().filter(is_wanted).collect();
+        let rows: Vec<_> =
+            rows(&View::open(&options.common.folders)?).into_iter().filter(is_wanted).collect();
         Ok(output::print(&rows, printing.output)?)
     })
 }

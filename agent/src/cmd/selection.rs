@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use podwire_common::reason::Drop;
+use serde::{Deserialize, Serialize};
 
 use crate::packet_record::End;
 
@@ -59,7 +62,7 @@ impl Addresses {
 }
 
 /// A family of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Family {
     /// IPv4.
     Ipv4,
@@ -111,6 +114,15 @@ impl Flows {
             && (!self.addresses.are_set() || any(&|end| self.addresses.admit(end.address)))
             && self.port.is_none_or(|port| any(&|end| end.port == Some(port)))
     }
+}
+
+/// Returns a parser for the name of a reason to drop a packet.
+pub fn reason() -> impl TypedValueParser<Value = Drop> {
+    let names = Drop::ALL.iter().map(|reason| reason.name());
+    PossibleValuesParser::new(names).try_map(|name| {
+        let named = Drop::ALL.iter().find(|reason| reason.name() == name);
+        named.copied().ok_or("there is no such reason")
+    })
 }
 
 /// Parses an address or a network.

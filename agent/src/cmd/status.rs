@@ -10,12 +10,11 @@ use podwire_common::abi::{Holder, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS};
 use podwire_common::addr::Addr;
 use podwire_common::tables::Table;
 
-use super::output::{self, Printing, list, write_aligned};
-use super::view::{Folders, View};
+use super::output::{self, list, write_aligned};
+use super::view::{Common, View};
 use super::{Error, drops};
-use crate::config::Logging;
 use crate::housekeeping;
-use crate::operator::client;
+use crate::operator::client::{self, Place};
 use crate::operator::{Line, Question};
 use crate::packet_record::protocol_name;
 use crate::status::{Condition, Share, Status};
@@ -33,15 +32,9 @@ const HOLDERS: usize = 3;
     after_help = "Exit codes: 0 all is well, 1 the command failed, 3 a condition holds, 4 no agent answers.\n\nExample: podwire status --output json | jq '.conditions[].remedy'"
 )]
 pub struct Options {
-    /// How to print.
+    /// Options of every command that shows something.
     #[command(flatten)]
-    pub printing: Printing,
-    /// Where the agent has its files.
-    #[command(flatten)]
-    pub folders: Folders,
-    /// Options of every command.
-    #[command(flatten)]
-    pub logging: Logging,
+    pub common: Common,
 }
 
 /// Prints the state. The exit code says whether all is well.
@@ -50,8 +43,8 @@ pub struct Options {
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<ExitCode, Error> {
     let mut code = ExitCode::SUCCESS;
-    options.printing.repeat(|printing| {
-        let (status, no_agent) = match ask(options) {
+    options.common.printing.repeat(|printing| {
+        let (status, no_agent) = match ask(&options.common.folders.place) {
             Err(error @ client::Error::NoAgent { .. }) => (Status::default(), Some(error.to_string())),
             told => (told?, None),
         };
@@ -68,20 +61,20 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-fn ask(options: &Options) -> Result<Status, client::Error> {
-    let mut told = None;
-    client::ask(&options.folders.place, &Question::Status, |_, line, _| {
-        if let Line::Status { status } = line {
-            told = Some(*status);
-        }
-        Ok(())
-    })?;
-    told.ok_or_else(|| io::Error::other("the agent stopped before it answered").into())
+/// Asks the agent for its view of the node.
+///
+/// # Errors
+/// See [`client::Error`].
+pub(super) fn ask(place: &Place) -> Result<Status, client::Error> {
+    client::ask_for(place, &Question::Status, |line| match line {
+        Line::Status { status } => Some(*status),
+        _ => None,
+    })
 }
 
 /// Adds what the tables show. Without an agent, that is all there is.
 fn with_tables(mut status: Status, options: &Options, is_alone: bool) -> Result<Status, Error> {
-    let view = match View::open(&options.folders) {
+    let view = match View::open(&options.common.folders) {
         Ok(view) => view,
         // An agent answers, so its state is worth more than an error about its tables.
         Err(_) if !is_alone => return Ok(status),

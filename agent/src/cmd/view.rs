@@ -13,6 +13,8 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::Error;
+use super::output::Printing;
+use crate::config::Logging;
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pins;
 use crate::events::Names;
@@ -35,6 +37,20 @@ pub struct Folders {
     /// Folder where the agent keeps addresses and endpoints.
     #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
     pub state_dir: PathBuf,
+}
+
+/// Options of every command that shows something.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// How to print.
+    #[command(flatten)]
+    pub printing: Printing,
+    /// Where the agent has its files.
+    #[command(flatten)]
+    pub folders: Folders,
+    /// Options of every command.
+    #[command(flatten)]
+    pub logging: Logging,
 }
 
 /// The tables and the names of what is in them.
@@ -168,14 +184,10 @@ fn contains(prefix: &Prefix, address: IpAddr) -> bool {
 }
 
 fn ask_names(place: &Place) -> Result<Names, client::Error> {
-    let mut names = Names::default();
-    client::ask(place, &Question::Names, |_, line, _| {
-        if let Line::Names { names: told } = line {
-            names = told;
-        }
-        Ok(())
-    })?;
-    Ok(names)
+    client::ask_for(place, &Question::Names, |line| match line {
+        Line::Names { names } => Some(names),
+        _ => None,
+    })
 }
 
 /// Returns the names that the last agent has written down.

@@ -42,6 +42,23 @@ pub enum Error {
     Answer(#[from] serde_json::Error),
 }
 
+/// Asks the agent, and returns the one answer that `pick` finds.
+///
+/// # Errors
+/// See [`Error`].
+pub fn ask_for<T>(
+    place: &Place,
+    question: &Question,
+    mut pick: impl FnMut(Line) -> Option<T>,
+) -> Result<T, Error> {
+    let mut answer = None;
+    ask(place, question, |_, line, _| {
+        answer = pick(line).or(answer.take());
+        Ok(())
+    })?;
+    answer.ok_or_else(|| io::Error::other("the agent stopped before it answered").into())
+}
+
 /// Asks the agent, and hands each line of the answer to `take`: as it came, decoded, and whether
 /// more of the answer is here already. Ends with the answer, or when the output is closed.
 ///
