@@ -1,5 +1,6 @@
 //! The answer to `podwire monitor`: selected events of packets, with names.
 
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -76,7 +77,12 @@ pub(super) async fn answer(
 }
 
 fn digits(data: &[u8]) -> String {
-    data.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * data.len());
+    for byte in data {
+        // Writing into a text does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn push(lines: &mut Vec<u8>, line: &Line) -> io::Result<()> {
