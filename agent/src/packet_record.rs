@@ -1,5 +1,6 @@
 //! An event of a packet as operators read it: with names.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -24,22 +25,22 @@ pub struct Record {
     pub time: Timestamp,
     /// What happened: `drop`, `flow` (the first packet of a flow), `translation` (the same, of a
     /// flow that the programs translate), or `packet` (any packet, if it is captured).
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// Why: the reason of a drop.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Cow<'static, str>>,
     /// The path of a packet that was not dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub path: Option<Cow<'static, str>>,
     /// What kind of translation it is: `snat`, `host`, `host-port` or `tunnel`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub translation: Option<String>,
+    pub translation: Option<Cow<'static, str>>,
     /// Where: the name of the program.
-    pub hook: String,
+    pub hook: Cow<'static, str>,
     /// The link that the program is on.
     pub link: Link,
     /// Name or number of the transport protocol; of the EtherType if the packet is not IP.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// The packet's source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<End>,
@@ -60,7 +61,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
     /// Name or number of the transport protocol.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// Where packets come from.
     pub source: End,
     /// Where they go.
@@ -171,38 +172,38 @@ pub fn name_of<T: Copy>(
     number: u32,
     number_of: impl Fn(T) -> u32,
     name: impl Fn(T) -> &'static str,
-) -> String {
+) -> Cow<'static, str> {
     let found = all.iter().find(|known| number_of(**known) == number);
-    found.map_or_else(|| number.to_string(), |known| name(*known).to_owned())
+    found.map_or_else(|| number.to_string().into(), |known| name(*known).into())
 }
 
 /// Returns the name of a transport protocol, or its number as text.
-pub fn protocol_name(number: u8) -> String {
+pub fn protocol_name(number: u8) -> Cow<'static, str> {
     let name = match number {
         protocol::ICMP => "icmp",
         protocol::TCP => "tcp",
         protocol::UDP => "udp",
         protocol::ICMPV6 => "icmpv6",
         protocol::SCTP => "sctp",
-        _ => return format!("protocol {number}"),
+        _ => return format!("protocol {number}").into(),
     };
     name.into()
 }
 
-fn ethertype_name(ethertype: Be16) -> String {
+fn ethertype_name(ethertype: Be16) -> Cow<'static, str> {
     match ethertype.get() {
         0x0806 => "arp".into(),
-        other => format!("ethertype {other:#06x}"),
+        other => format!("ethertype {other:#06x}").into(),
     }
 }
 
-fn translation_name(kind: u8) -> String {
+fn translation_name(kind: u8) -> Cow<'static, str> {
     let name = match kind {
         TRANSLATION_SNAT => "snat",
         TRANSLATION_HOST => "host",
         TRANSLATION_HOST_PORT => "host-port",
         TRANSLATION_TUNNEL => "tunnel",
-        _ => return kind.to_string(),
+        _ => return kind.to_string().into(),
     };
     name.into()
 }

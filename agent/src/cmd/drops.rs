@@ -47,7 +47,7 @@ impl Row for Record {
 
     fn cells(&self) -> Vec<String> {
         let reason = self.reason.clone().unwrap_or_default();
-        vec![format!("{:.6}", self.time), reason, self.description()]
+        vec![format!("{:.6}", self.time), reason.into_owned(), self.description()]
     }
 }
 

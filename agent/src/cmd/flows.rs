@@ -225,7 +225,7 @@ fn row(view: &View, flow: &Flow, entry: Entry, now: u64) -> Option<FlowRow> {
     let (source, destination) = ends(flow);
     let base = FlowRow {
         kind: Kind::Stack,
-        protocol: protocol_name(flow.protocol),
+        protocol: protocol_name(flow.protocol).into_owned(),
         source: source.clone(),
         destination: destination.clone(),
         translated_source: None,
@@ -281,7 +281,7 @@ fn row(view: &View, flow: &Flow, entry: Entry, now: u64) -> Option<FlowRow> {
                 kind: Kind::Known,
                 translated_source,
                 translated_destination,
-                way: name_of(Path::ALL, path.into(), |path| path as u32, Path::name),
+                way: name_of(Path::ALL, path.into(), |path| path as u32, Path::name).into_owned(),
                 state: if is_current { "current" } else { "stale" },
                 link: Some(view.link(to)),
                 ..base

@@ -72,7 +72,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 fn rows(view: &View) -> Vec<HostPortRow> {
     let row =
         |(frontend, backend): (&podwire_common::abi::Frontend, &podwire_common::abi::Backend)| HostPortRow {
-            protocol: protocol_name(frontend.protocol),
+            protocol: protocol_name(frontend.protocol).into_owned(),
             address: frontend.address.into(),
             port: frontend.port.get(),
             backend: view.end(backend.address, backend.port.get()),

@@ -78,7 +78,7 @@ pub fn ask(
     let stream = connect().map_err(|source| Error::NoAgent { path: path.clone(), source })?;
     let (mut reader, mut line) = (BufReader::with_capacity(AT_ONCE, stream), String::new());
     while reader.read_line(&mut line)? > 0 {
-        let taken = match serde_json::from_str(line.trim_end())? {
+        let taken = match decode(line.trim_end())? {
             Line::Error { error } => return Err(Error::Refused(error)),
             decoded => take(line.trim_end(), decoded, !reader.buffer().is_empty()),
         };
@@ -89,4 +89,13 @@ pub fn ask(
         }
     }
     Ok(())
+}
+
+/// Decodes a line. Most lines of a long answer are events: an attempt at one first costs less than
+/// the copy that an untagged enum makes of every field.
+fn decode(line: &str) -> serde_json::Result<Line> {
+    match serde_json::from_str(line) {
+        Ok(record) => Ok(Line::Event(record)),
+        Err(_) => serde_json::from_str(line),
+    }
 }
