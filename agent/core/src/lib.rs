@@ -20,5 +20,6 @@ pub mod node_links;
 pub mod other_pods;
 pub mod plan;
 pub mod recovery;
+pub mod services;
 pub mod slice;
 pub mod strays;

@@ -1,0 +1,122 @@
+//! Services and EndpointSlices: the fields that the agent reads.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+
+use ipnet::IpNet;
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+/// The fields of a Service object that the agent reads (`core/v1`). A Service without a ClusterIP
+/// (headless, `ExternalName`), and one of another proxy (label
+/// `service.kubernetes.io/service-proxy-name`), has no value of this type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ServiceName,
+    /// `spec.clusterIPs`: one address, or one of each family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `VIP`, which is the default.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, or the annotation
+    /// `service.beta.kubernetes.io/load-balancer-source-ranges`. Empty: every client.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity` is `ClientIP`: seconds for which a client keeps its backend.
+    pub affinity: Option<NonZeroU32>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_port: Option<NonZeroU16>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServicePort {
+    /// `name`; empty if there is only one.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: NonZeroU16,
+    /// `nodePort`.
+    pub node_port: Option<NonZeroU16>,
+}
+
+/// A transport protocol of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// `internalTrafficPolicy`, `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Every usable endpoint.
+    #[default]
+    Cluster,
+    /// Only endpoints on this node.
+    Local,
+}
+
+/// The fields of an EndpointSlice object that the agent reads (`discovery.k8s.io/v1`). A slice of
+/// type `FQDN` has no value of this type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// `metadata.name`. The namespace is the Service's.
+    pub name: String,
+    /// The Service: namespace, and the label `kubernetes.io/service-name`.
+    pub service: ServiceName,
+    /// `ports`. A port without a number is left out.
+    pub ports: Vec<EndpointPort>,
+    /// `endpoints`.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port of the endpoints of a slice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointPort {
+    /// `name`: that of the Service's port.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: NonZeroU16,
+}
+
+/// An endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The first of `addresses`. The others have no meaning (the API's documentation).
+    pub address: IpAddr,
+    /// `conditions.ready`; true if it is missing.
+    pub is_ready: bool,
+    /// `conditions.serving`; as `ready` if it is missing.
+    pub is_serving: bool,
+    /// `conditions.terminating`; false if it is missing.
+    pub is_terminating: bool,
+    /// `nodeName`.
+    pub node: Option<String>,
+    /// `hints.forZones[].name`.
+    pub zones: BTreeSet<String>,
+    /// `hints.forNodes[].name`.
+    pub nodes: BTreeSet<String>,
+}
