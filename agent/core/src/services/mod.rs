@@ -28,8 +28,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is `VIP`, which is the default.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`, or the annotation
-    /// `service.beta.kubernetes.io/load-balancer-source-ranges`. Empty: every client.
+    /// `spec.loadBalancerSourceRanges`. Empty: every client. The annotation with this name is for
+    /// cloud providers; kube-proxy does not read it.
     pub source_ranges: Vec<IpNet>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
@@ -109,7 +109,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; true if it is missing.
     pub is_ready: bool,
-    /// `conditions.serving`; as `ready` if it is missing.
+    /// `conditions.serving`; true if it is missing.
     pub is_serving: bool,
     /// `conditions.terminating`; false if it is missing.
     pub is_terminating: bool,
