@@ -1,10 +1,22 @@
-//! Services and EndpointSlices: the fields that the agent reads.
+//! Services and EndpointSlices: the fields that the agent reads, and what this node serves of them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use ipnet::IpNet;
+
+use crate::model::Family;
+
+mod endpoints;
+mod frontends;
+mod health;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+pub use frontends::{Answer, Backend, Frontend, FrontendKind, ServedPort, ThisNode, served_ports};
+pub use health::{HealthCheck, health_check};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +53,16 @@ pub struct Service {
     pub affinity: Option<NonZeroU32>,
     /// `spec.healthCheckNodePort`.
     pub health_check_port: Option<NonZeroU16>,
+}
+
+impl Service {
+    /// Returns the families of its ClusterIPs. kube-proxy serves nothing of a Service in another
+    /// family.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        let has_one =
+            |family: &Family| self.cluster_ips.iter().any(|address| Family::of(*address) == *family);
+        Family::ALL.into_iter().filter(has_one)
+    }
 }
 
 /// A port of a Service.
