@@ -12,6 +12,7 @@ use super::{
 mod frontends;
 mod health;
 mod properties;
+mod real_cluster;
 mod slices;
 mod topology;
 
