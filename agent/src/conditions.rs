@@ -168,7 +168,8 @@ names! {
     /// The host's firewall may drop pods' packets. Subject: the place in the firewall.
     FirewallDrops, "firewall-drops", Degraded, "run the commands that the sentence names";
     /// The agent cannot read the host's firewall.
-    FirewallUnreadable, "firewall-unreadable", Degraded, "check yourself whether the chains of the forward hook drop pods' packets";
+    FirewallUnreadable, "firewall-unreadable", Degraded,
+        "let the agent use netlink sockets of netfilter (its seccomp profile) and restart it; until then check yourself whether the chains of the forward hook drop pods' packets";
     /// The table of translations is nearly full.
     TranslationsNearlyFull, "translations-nearly-full", Degraded, "raise --max-translations";
     /// A pod or a hostPort has nearly used its share of the table of translations. Subject: its
@@ -177,7 +178,8 @@ names! {
     /// The node's own processes cannot reach hostPorts.
     HostProcesses, "host-processes", Degraded, "name the root of the cgroup2 hierarchy with --cgroup-dir";
     /// The agent cannot query connection tracking.
-    ConntrackUnavailable, "conntrack-unavailable", Degraded, "load the kernel module nf_conntrack_netlink";
+    ConntrackUnavailable, "conntrack-unavailable", Degraded,
+        "load the kernel module nf_conntrack_netlink, and let the agent use netlink sockets of netfilter (its seccomp profile); then restart the agent";
     /// The agent cannot read which addresses host-local has assigned.
     HostLocalUnreadable, "host-local-unreadable", Degraded, "make the folder of --cni-state-dir readable for the agent";
     /// The agent assigns some addresses of the podCIDR to no pod, because something else uses them.

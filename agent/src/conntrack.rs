@@ -1,7 +1,7 @@
 //! Queries to the kernel's connection tracking, over ctnetlink.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::conntrack::{
@@ -13,6 +13,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use podwire_common::abi::Flow;
 use podwire_common::addr::{Addr, Be16};
+use podwire_common::flow::protocol;
 
 /// Buffer size in bytes for one part of a list: more than the kernel puts into one part
 /// (`nlk->max_recvmsg_len`, 32 KiB).
@@ -27,11 +28,19 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Opens the socket.
+    /// Opens the socket, and asks the kernel a first question.
     ///
     /// # Errors
-    /// The kernel's error. Without ctnetlink, the kernel does not know this protocol.
+    /// The kernel's error. Without ctnetlink, the kernel either does not know this protocol or
+    /// answers no question: nftables uses the same protocol.
     pub fn open() -> io::Result<Self> {
+        let conntrack = Self::connect()?;
+        let any = Addr::from(Ipv4Addr::UNSPECIFIED);
+        conntrack.knows(&Flow::new(any, any, Be16::new(0), Be16::new(0), protocol::TCP))?;
+        Ok(conntrack)
+    }
+
+    fn connect() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -76,7 +85,7 @@ impl Conntrack {
     pub fn flows() -> io::Result<Vec<Flow>> {
         // Use a separate socket. After a list that fails, its remaining messages would be taken for
         // the answer to the next query.
-        let list = Self::open()?;
+        let list = Self::connect()?;
         list.ask(NetfilterProtoFamily::Unspec, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut flows = Vec::new();
         let mut part = Vec::with_capacity(PART);

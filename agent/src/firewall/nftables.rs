@@ -78,7 +78,11 @@ const FIREWALLD_TRUSTED: [&str; 2] = ["filter_FWD_trusted", "filter_FWDI_trusted
 
 /// Returns the places of nftables that may drop pods' packets.
 pub(super) fn places() -> io::Result<Vec<Place>> {
-    let socket = open()?;
+    let socket = match open() {
+        // A kernel without netfilter's netlink has no nftables either.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
+        socket => socket?,
+    };
     let mut chains = Vec::new();
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let listed = dump(&socket, NetfilterProtoFamily::Unspec, all, NEW_CHAIN, |payload| {

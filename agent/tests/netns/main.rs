@@ -62,6 +62,7 @@ mod prometheus;
 mod reference;
 mod refused;
 mod restart;
+mod seccomp;
 mod second_agent;
 mod service;
 mod snat;
