@@ -20,6 +20,7 @@ mod families;
 mod faults;
 mod flannel;
 mod floods;
+mod flow_list;
 mod flows;
 mod footprint;
 mod forward_policy;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use xtask::lab::{CniCall, Lab, Ns, reference, traffic};
 
 use super::{Container, INVALID_CONFIGURATION, addresses, failed, succeeded};
+use crate::commands::rows;
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
 
@@ -39,6 +40,15 @@ fn plugins_after_ours_build_on_its_result() {
     for address in node.addresses() {
         let route = traffic::Route::translated((address, 9080).into(), 8080);
         traffic::tcp_exchange_on(lab.world(), &container.ns, route, 100_000).unwrap();
+        // The answers to another node's pod must take portmap's rules too.
+        let exchange = traffic::tcp_exchange_on(&far, &container.ns, route, 100_000).unwrap();
+        let port = exchange.client.port().to_string();
+        let shown = rows(node, &["flows", "--protocol", "tcp", "--port", &port]);
+        let [row] = &shown[..] else { panic!("{shown:#?}") };
+        assert_eq!((&row["kind"], &row["way"]), (&json!("stack"), &json!("host-stack")), "{row:#}");
+        let name = format!("lab/{}", container.call.container_id);
+        assert_eq!((&row["source"]["pod"], &row["source"]["port"]), (&json!(name), &json!(8080)), "{row:#}");
+        assert_eq!(row["destination"]["address"], json!(exchange.client.ip()), "{row:#}");
     }
     reference::delete(&calls).unwrap();
     assert_eq!(Footprint::of(node, &[]), before);
