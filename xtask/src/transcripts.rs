@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::maps;
@@ -22,6 +23,11 @@ const PINS: &str = "/sys/fs/bpf/podwire";
 /// An address of a service, and its port.
 const SERVICE: (&str, u16) = ("10.96.0.10", 80);
 const SERVER_PORT: u16 = 8080;
+/// A multicast group, to which the programs send nothing, and a port.
+const GROUP: &str = "239.1.2.3:5000";
+/// Packets that are sent until the monitor shows one, and the pause between two of them.
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The printed text of one place.
 pub struct Transcript {
@@ -57,8 +63,7 @@ pub fn record() -> Result<Vec<Transcript>> {
         let printed = node.show(arguments)?;
         ensure!(printed.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&printed.stderr));
         let shown = format!("# podwire {}\n{}", arguments.join(" "), String::from_utf8(printed.stdout)?);
-        // The lab's name is in the names of its pods.
-        let text = shown.replace(&format!("{}-{}-", lab.name(), node.name()), "").replace("lab/", "default/");
+        let text = usual_names(&lab, node, &shown);
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
         let text = text.replace(kernel.trim(), "6.18.0");
         let text = if ["status", "packets"].contains(&name) { text } else { aligned(&text) };
@@ -87,7 +92,37 @@ pub fn record() -> Result<Vec<Transcript>> {
         show("packets", &["drops", "--pod", &name(&pods[0])])?,
         show("flows", &["flows", "--pod", &name(&pods[0]), "--kind", "translation,stack"])?,
         inspect("qdisc", &["tc", "-s", "qdisc", "show", "dev", pods[0].host_interface()])?,
+        Transcript {
+            document: "docs/monitor.md",
+            name: "monitor",
+            text: usual_names(&lab, node, &monitored(&lab, node, &pods)?),
+        },
     ])
+}
+
+/// Returns what `podwire monitor` prints of a new flow, a drop and a translation.
+fn monitored(lab: &Lab, node: &Node, [pod, near, ..]: &[Pod; 4]) -> Result<String> {
+    let options = ["--pod", &name(pod), "--protocol", "udp"];
+    let monitor = node.monitor(&options)?;
+    let send = |to: SocketAddr| {
+        let sent = pod.enter(|| UdpSocket::bind((pod.address(), 0))?.send_to(b"podwire!", to))?;
+        sent.with_context(|| format!("send to {to}"))
+    };
+    // The monitor does not say when it begins to listen.
+    let mut flow = None;
+    for _ in 0..ATTEMPTS {
+        send((near.address(), SERVER_PORT).into())?;
+        flow = monitor.lines.recv_timeout(PAUSE).ok();
+        if flow.is_some() {
+            break;
+        }
+    }
+    let flow = flow.context("the monitor shows no flow")?;
+    send(GROUP.parse()?)?;
+    let dropped = monitor.line_with(" drop ").context("the monitor shows no drop")?;
+    send((lab.world_address(), SERVER_PORT).into())?;
+    let translated = monitor.line_with(" translation ").context("the monitor shows no translation")?;
+    Ok(format!("# podwire monitor {}\n{flow}\n{dropped}\n{translated}\n", options.join(" ")))
 }
 
 /// Returns the table of `cargo xtask demo`.
@@ -182,6 +217,11 @@ fn aligned(text: &str) -> String {
     let pad = |(column, cell): (usize, &&str)| format!("{cell:<0$}", width(column).unwrap_or_default() + 2);
     let lines = rows.iter().map(|row| row.iter().enumerate().map(pad).collect::<String>());
     lines.map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Replaces the names of the lab's pods: they contain the lab's name.
+fn usual_names(lab: &Lab, node: &Node, text: &str) -> String {
+    text.replace(&format!("{}-{}-", lab.name(), node.name()), "").replace("lab/", "default/")
 }
 
 /// Returns a pod's namespace and name.

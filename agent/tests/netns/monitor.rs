@@ -1,68 +1,36 @@
 //! The commands that ask the running agent: `podwire monitor` and `podwire log-level`.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::Command;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, uninterrupted};
-use xtask::lab::{Families, Lab, Node, Pod};
+use xtask::lab::{Families, Lab, Monitor, Node, Pod};
 
 use crate::sockets::{PATIENCE, connect_from, listen, udp, wait_until};
 use crate::sweep::metric;
 
-/// A running `podwire monitor`. It ends with this value.
-struct Monitor {
-    child: Child,
-    lines: Receiver<String>,
+/// Starts `podwire monitor` on a node.
+fn start(node: &Node, arguments: &[&str]) -> Monitor {
+    node.monitor(arguments).unwrap()
 }
 
-impl Monitor {
-    fn start(node: &Node, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_podwire"))
-            .args(["monitor", "--run-dir"])
-            .arg(node.run_dir())
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = channel();
-        let out: Lines<BufReader<ChildStdout>> = BufReader::new(child.stdout.take().unwrap()).lines();
-        std::thread::spawn(move || out.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, lines }
-    }
-
-    /// Sends a datagram to a group again and again until the monitor prints a line about it. The
-    /// pod's kernel sends other packets that are dropped.
-    fn line_about(&self, pod: &Pod, source: IpAddr) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            to_a_group(pod, source);
-            match self.lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(line) if line.contains("udp") => return line,
-                Ok(_) | Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                error => panic!("podwire monitor does not print the drop: {error:?}"),
-            }
+/// Sends a datagram to a group again and again until the monitor prints a line about it. The pod's
+/// kernel sends other packets that are dropped.
+fn line_about(monitor: &Monitor, pod: &Pod, source: IpAddr) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        to_a_group(pod, source);
+        match monitor.lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) if line.contains("udp") => return line,
+            Ok(_) | Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            error => panic!("podwire monitor does not print the drop: {error:?}"),
         }
-    }
-}
-
-impl Monitor {
-    /// Returns the next line with a text, if it comes in time.
-    fn line_with(&self, text: &str) -> Option<String> {
-        let mut lines = std::iter::from_fn(|| self.lines.recv_timeout(PATIENCE).ok());
-        lines.find(|line| line.contains(text))
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -84,8 +52,8 @@ fn drops_are_shown_with_names_while_they_happen() {
     let (link, name) = (pod.host_interface(), format!("lab/{}", pod.call().container_id));
     let index = node.ifindex(link).unwrap();
     for address in pod.addresses().to_vec() {
-        let json = Monitor::start(node, &["--output", "json"]);
-        let line = json.line_about(&pod, address);
+        let json = start(node, &["--output", "json"]);
+        let line = line_about(&json, &pod, address);
         let mut shown: Value = serde_json::from_str(&line).unwrap();
         let time: jiff::Timestamp = serde_json::from_value(shown["time"].take()).unwrap();
         assert!(time.duration_until(time_of_day()).abs().as_secs() < 60, "{time}");
@@ -100,8 +68,8 @@ fn drops_are_shown_with_names_while_they_happen() {
             "destination": { "address": group, "port": 5000 }, "length": length,
         });
         assert_eq!(shown, expected);
-        let text = Monitor::start(node, &[]);
-        let line = text.line_about(&pod, address);
+        let text = start(node, &[]);
+        let line = line_about(&text, &pod, address);
         let rest = line.split_once(' ').unwrap().1;
         let ends = format!("{} ({name}) > {}", SocketAddr::new(address, 40000), expected_end(group));
         assert_eq!(rest, format!("drop multicast at from_pod of {link}: udp {ends}, {length} bytes"));
@@ -119,8 +87,8 @@ fn each_drop_of_a_flood_is_shown_or_counted_as_lost() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("flood").unwrap();
-    let monitor = Monitor::start(node, &["--output", "json"]);
-    monitor.line_about(&pod, pod.address());
+    let monitor = start(node, &["--output", "json"]);
+    line_about(&monitor, &pod, pod.address());
     let (before, lost) = (dropped(node), lost(node));
     let socket = udp(&pod, SocketAddr::new(pod.address(), 40000));
     for _ in 0..SENT {
@@ -160,9 +128,8 @@ fn new_flows_are_shown_with_names_and_known_ones_are_not() {
     let node = lab.node(0);
     let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
     let [client_name, server_name] = [&client, &server].map(|pod| format!("lab/{}", pod.call().container_id));
-    let json =
-        Monitor::start(node, &["--output", "json", "--kind", "flow,translation", "--pod", &client_name]);
-    let text = Monitor::start(node, &["--kind", "flow,translation", "--protocol", "tcp", "--port", "5002"]);
+    let json = start(node, &["--output", "json", "--kind", "flow,translation", "--pod", &client_name]);
+    let text = start(node, &["--kind", "flow,translation", "--protocol", "tcp", "--port", "5002"]);
     // The monitors listen when they show something.
     let link = client.host_interface();
     for (own, other) in client.addresses().iter().zip(server.addresses()) {
@@ -221,8 +188,8 @@ fn translations_are_shown_with_what_they_make_of_a_flow() {
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
     let name = format!("lab/{}", pod.call().container_id);
-    let monitor = Monitor::start(node, &["--output", "json", "--kind", "translation", "--pod", &name]);
-    let nobody = Monitor::start(node, &["--output", "json", "--pod", "nobody"]);
+    let monitor = start(node, &["--output", "json", "--kind", "translation", "--pod", &name]);
+    let nobody = start(node, &["--output", "json", "--pod", "nobody"]);
     for (own, world) in pod.addresses().iter().zip(lab.world_addresses()) {
         let family = if own.is_ipv4() { "." } else { ":" };
         let socket = udp(&pod, SocketAddr::new(*own, 0));
@@ -254,8 +221,7 @@ fn a_selected_pod_is_followed_when_it_comes_again() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let name = node.cni_call("ADD", "again", &Value::Null).container_id;
-    let monitor =
-        Monitor::start(node, &["--output", "json", "--kind", "drop", "--protocol", "udp", "--pod", &name]);
+    let monitor = start(node, &["--output", "json", "--kind", "drop", "--protocol", "udp", "--pod", &name]);
     let other = node.add_pod("other").unwrap();
     let mut addresses = Vec::new();
     for _ in 0..2 {
@@ -283,7 +249,7 @@ fn of_100_000_connections_each_is_shown_or_counted() {
     let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
     let name = format!("lab/{}", client.call().container_id);
     let arguments = ["--output", "json", "--kind", "flow", "--protocol", "tcp", "--pod", &name];
-    let monitor = Monitor::start(node, &arguments);
+    let monitor = start(node, &arguments);
     let address = SocketAddr::new(server.address(), PORT);
     let marker = listen(&server, SocketAddr::new(server.address(), PORT + 1));
     let mark = || {
@@ -401,7 +367,7 @@ fn packets_are_captured_at_each_hook_where_tcpdump_sees_none() {
         let name = format!("lab/{}", client.call().container_id);
         let arguments =
             ["--pcap", path.to_str().unwrap(), "--pod", &name, "--port", "8080", "--protocol", "tcp"];
-        let monitor = Monitor::start(node, &arguments);
+        let monitor = start(node, &arguments);
         // The agent answers a listener only when it has something to tell.
         let listens = || {
             traffic::tcp_exchange(&client, &server, near, 8080, 1000).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -17,7 +17,7 @@ use crate::lab::agent::{Agent, Binaries};
 use crate::lab::counters::{self, Counts};
 use crate::lab::pod::Pod;
 use crate::lab::topology::{NodePlace, UPLINK};
-use crate::lab::{Builder, CniCall, Families, Ns, cleanup};
+use crate::lab::{Builder, CniCall, Families, Monitor, Ns, cleanup};
 
 /// A node. It dereferences to its network namespace, so it is accepted where an [`Ns`] is expected.
 #[derive(Debug)]
@@ -329,6 +329,16 @@ impl Node {
         let [run, state, bpf] = &folders;
         let folders = ["--run-dir", run, "--state-dir", state, "--bpf-dir", bpf];
         self.podwire(&[arguments, &folders].concat())
+    }
+
+    /// Starts `podwire monitor` on the node.
+    ///
+    /// # Errors
+    /// When the command cannot be started.
+    pub fn monitor(&self, arguments: &[&str]) -> Result<Monitor> {
+        let mut command = Command::new(&self.binaries.agent);
+        command.args(["monitor", "--run-dir"]).arg(&self.run_dir).args(arguments);
+        Monitor::start(self, command)
     }
 
     fn podwire_in(&self, ns: &Ns, arguments: &[&str]) -> Result<Output> {
