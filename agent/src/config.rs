@@ -384,6 +384,8 @@ impl Config {
                 HostRulesSee::EachDestination => abi::ASK_EACH_DESTINATION,
                 HostRulesSee::EachConnection => abi::ASK_EACH_CONNECTION,
             },
+            services: 0,
+            reserved: 0,
             // Without a cookie (0), the programs treat no process as the node's own. The log of the
             // capabilities says why there is none.
             netns_cookie: netns::cookie().unwrap_or_default(),

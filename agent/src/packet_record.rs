@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use podwire_common::abi::{
-    Flow, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
+    Flow, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_SERVICE, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
 };
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::event::{Event, Kind};
@@ -32,7 +32,7 @@ pub struct Record {
     /// The path of a packet that was not dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Cow<'static, str>>,
-    /// What kind of translation it is: `snat`, `host`, `host-port` or `tunnel`.
+    /// What kind of translation it is: `snat`, `host`, `host-port`, `service` or `tunnel`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub translation: Option<Cow<'static, str>>,
     /// Where: the name of the program.
@@ -203,6 +203,7 @@ fn translation_name(kind: u8) -> Cow<'static, str> {
         TRANSLATION_HOST => "host",
         TRANSLATION_HOST_PORT => "host-port",
         TRANSLATION_TUNNEL => "tunnel",
+        TRANSLATION_SERVICE => "service",
         _ => return kind.to_string().into(),
     };
     name.into()

@@ -296,7 +296,8 @@ pub struct Translation {
     pub source_port: Be16,
     /// Destination port after translation, network order.
     pub destination_port: Be16,
-    /// The link on the outside of the flow: towards the world, or towards the client of a hostPort.
+    /// The link on the outside of the flow: towards the world, towards the client of a hostPort, or
+    /// towards the backend of a service (0: it is on this node).
     pub ifindex: u32,
     /// When the host's rules last decided: on this flow's first packet, or on the first packet of
     /// the other connection that decides for this flow too ([`Self::past_stack`]). Lower half of
@@ -332,6 +333,9 @@ pub const TRANSLATION_HOST_PORT: u8 = 3;
 /// own rules have translated it, it is an echo, or its protocol is neither TCP nor UDP. Nothing is
 /// translated. Only the half of the replies exists, so that no other flow takes the 5-tuple.
 pub const TRANSLATION_RESERVATION: u8 = 4;
+/// A pod's flow to a service: its destination becomes a backend. So that a flow of the pod to the
+/// backend itself is never mistaken for it, its source port leaves the ephemeral range, too.
+pub const TRANSLATION_SERVICE: u8 = 6;
 /// A flow into the tunnel from a source that the other nodes do not know. The source becomes this
 /// node's overlay address.
 pub const TRANSLATION_TUNNEL: u8 = 5;
@@ -595,17 +599,44 @@ pub struct Frontend {
     pub reserved: u8,
 }
 
-/// `FRONTENDS`: the pod behind a [`Frontend`].
+/// `FRONTENDS`: the pod behind a [`Frontend`]. `BACKENDS`: a backend of a service.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Backend {
-    /// Address of a pod of this node.
+    /// Address of a pod: behind a hostPort, of a pod of this node.
     pub address: Addr,
     /// The pod's port, network order.
     pub port: Be16,
     /// Explicit padding.
     pub reserved: [u8; 2],
+}
+
+/// `SERVICES`: where a service answers → which list of `BACKENDS` it has. The key is a [`Frontend`]
+/// with the service's address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Service {
+    /// The list. Another list has another number, so a list never changes while a service has it.
+    pub list: u64,
+    /// Number of its backends, at least 1.
+    pub backends: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// `BACKENDS`: the key of one backend of a list.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct BackendKey {
+    /// [`Service::list`].
+    pub list: u64,
+    /// Position, below [`Service::backends`].
+    pub index: u32,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: u32,
 }
 
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
@@ -674,6 +705,10 @@ pub struct Config {
     pub node_port_last: u16,
     /// `ASK_*`.
     pub ask: u16,
+    /// 1: the programs translate pods' packets to services; 0: they do not.
+    pub services: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// Cookie of this node's network namespace. Processes in other namespaces are not this node's.
     pub netns_cookie: u64,
 }
@@ -766,9 +801,11 @@ plain! {
     Frontend: 20,
     Holder: 20,
     Backend: 20,
+    Service: 16,
+    BackendKey: 16,
     RedirectedSocket: 32,
     SocketAddress: 20,
     Count: 16,
     SkbLayout: 18,
-    Config: 32,
+    Config: 40,
 }

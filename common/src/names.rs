@@ -144,11 +144,16 @@ pub mod programs {
         ToUplink,
         /// As [`Self::FromPod`].
         ToBareUplink,
+        /// From programs of pods, uplinks and the VXLAN device, for a pod's packet to a service and
+        /// for the answer to one.
+        Served,
+        /// As [`Self::Served`], for IPv6.
+        Served6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 19] = [
+        pub const ALL: [Self; 21] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -168,6 +173,8 @@ pub mod programs {
             Self::ToOverlay,
             Self::ToUplink,
             Self::ToBareUplink,
+            Self::Served,
+            Self::Served6,
         ];
 
         /// Returns the program's name.
@@ -192,6 +199,8 @@ pub mod programs {
                 Self::ToOverlay => TO_OVERLAY,
                 Self::ToUplink => TO_UPLINK,
                 Self::ToBareUplink => TO_BARE_UPLINK,
+                Self::Served => "served",
+                Self::Served6 => "served6",
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::abi::{
     Flow, Holder, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
-    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
-    Translation,
+    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SERVICE, TRANSLATION_SNAT,
+    TRANSLATION_TUNNEL, Translation,
 };
 use crate::addr::{Addr, Be16};
 use crate::flow::protocol;
@@ -20,13 +20,27 @@ pub const TCP_ACK: u8 = 0x10;
 /// Reset.
 pub const TCP_RST: u8 = 0x04;
 
-/// Returns the port of an attempt: the flow's own first, then a walk through the range from a
-/// random start (RFC 6056).
+/// First and last source port of a service's flows: registered ports below those that Linux and
+/// Kubernetes' NodePorts use by default. Pods do not choose them for flows of their own.
+pub const SERVICE_PORTS: (u16, u16) = (1024, 29_999);
+
+/// Returns whether a flow to a service keeps its source port: a privileged one has a meaning for some
+/// servers.
 #[inline(always)]
-pub const fn port_for_attempt(own: u16, attempt: u32, random: u32, first: u16, last: u16) -> u16 {
-    if attempt == 0 {
-        return own;
-    }
+pub const fn keeps_service_port(port: u16) -> bool {
+    port < SERVICE_PORTS.0
+}
+
+/// Returns whether a port may be the source port of a service's flow after its translation.
+#[inline(always)]
+pub const fn may_be_service_port(port: u16) -> bool {
+    port <= SERVICE_PORTS.1
+}
+
+/// Returns the port of an attempt after the one with the flow's own port: a walk through the range
+/// from a random start (RFC 6056).
+#[inline(always)]
+pub const fn port_for_attempt(attempt: u32, random: u32, first: u16, last: u16) -> u16 {
     // At least 1 for any bounds: the verifier refuses a program that may divide by zero or panic.
     let span = last.wrapping_sub(first) as u32 + 1;
     // The step is odd, and larger than most runs of adjacent ports in use.
@@ -140,8 +154,8 @@ pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 
 #[inline(always)]
 pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
     let (address, port, protocol) = match (half.kind, half.reply != 0) {
-        (TRANSLATION_SNAT, false) => (flow.source, Be16::ZERO, 0),
-        (TRANSLATION_SNAT, true) => (half.destination, Be16::ZERO, 0),
+        (TRANSLATION_SNAT | TRANSLATION_SERVICE, false) => (flow.source, Be16::ZERO, 0),
+        (TRANSLATION_SNAT | TRANSLATION_SERVICE, true) => (half.destination, Be16::ZERO, 0),
         (TRANSLATION_HOST_PORT, false) => (half.destination, half.destination_port, flow.protocol),
         (TRANSLATION_HOST_PORT, true) => (flow.source, flow.source_port, flow.protocol),
         // The overlay address belongs to no pod. So these flows have a share of their own, apart
@@ -176,16 +190,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_chosen_port_is_in_its_range(own in any::<u16>(), attempt in 1u32..PORT_ATTEMPTS, random in any::<u32>(), first in 1024u16..40000, span in 0u16..20000) {
+        fn a_chosen_port_is_in_its_range(attempt in 1u32..PORT_ATTEMPTS, random in any::<u32>(), first in 1024u16..40000, span in 0u16..20000) {
             let last = first + span;
-            let port = port_for_attempt(own, attempt, random, first, last);
+            let port = port_for_attempt(attempt, random, first, last);
             prop_assert!((first..=last).contains(&port));
         }
 
         #[test]
         fn no_attempt_is_wasted_on_a_port_that_was_tried(random in any::<u32>(), first in 1024u16..30000, span in 20000u16..32768) {
             let tried: BTreeSet<_> = (1..PORT_ATTEMPTS)
-                .map(|attempt| port_for_attempt(80, attempt, random, first, first + span))
+                .map(|attempt| port_for_attempt(attempt, random, first, first + span))
                 .collect();
             prop_assert_eq!(tried.len(), PORT_ATTEMPTS as usize - 1);
         }
@@ -218,11 +232,6 @@ mod tests {
         fn pressure_never_lengthens_a_timeout(state in 0u8..64, number in any::<u8>()) {
             prop_assert!(idle_timeout_under_pressure(state, number) <= idle_timeout(state, number));
         }
-    }
-
-    #[test]
-    fn the_first_attempt_keeps_the_port() {
-        assert_eq!(port_for_attempt(40123, 0, 7, 1024, 2048), 40123);
     }
 
     /// Returns whether packets since a SYN make a connection that is established and not closing.

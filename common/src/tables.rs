@@ -141,6 +141,17 @@ macro_rules! tables {
             FRONTENDS, frontends, Frontends: Hash<$crate::abi::Frontend, $crate::abi::Backend>,
             entries 4096, option max_host_ports, rank 9, share $crate::tables::Share::Unlimited
         }
+        Agent {
+            /// List of a service's backends, and position → pod address, port.
+            // Before `SERVICES`: a list is whole before a service has its number.
+            BACKENDS, backends, Backends: LazyHash<$crate::abi::BackendKey, $crate::abi::Backend>,
+            entries 262_144, option none, rank 10, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Address, port and protocol of a service → list of its backends, and their number.
+            SERVICES, services, Services: LazyHash<$crate::abi::Frontend, $crate::abi::Service>,
+            entries 65_536, option none, rank 11, share $crate::tables::Share::Unlimited
+        }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.
             // No LRU: an evicted entry would send a flow's replies past conntrack (invariant 1).

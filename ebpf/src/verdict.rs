@@ -28,6 +28,9 @@ impl Verdict {
     /// The packet passes unchanged to other programs and the host stack, and is not counted.
     pub const PASS: Self = Self::new(UNCOUNTED, TC_ACT_UNSPEC);
 
+    /// The packet goes to the program for services ([`serve`]). Nothing has changed the packet.
+    pub const SERVE: Self = Self::new(UNCOUNTED - 2, TC_ACT_UNSPEC);
+
     /// Makes the verdict that passes the packet to the host stack and counts it under `path`.
     #[inline(always)]
     pub const fn stack(path: Path) -> Self {
@@ -64,7 +67,7 @@ pub type Outcome = Result<Verdict, Drop>;
 
 /// The decision of a stage that may leave the packet to later stages. For the same reason as
 /// [`Verdict`], it is one number and not an `Option`. Only [`Self::verdict`] reads it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Decision(Verdict);
 
 impl Decision {
@@ -122,6 +125,23 @@ pub fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Continues with `to`, the family's program for services, if the outcome says so. Otherwise returns
+/// the outcome, for [`finish`] or [`finish_or_jump`].
+#[inline(always)]
+pub fn serve<D: PartialEq + From<Verdict>>(
+    ctx: &TcContext,
+    hook: Hook,
+    outcome: Result<D, Drop>,
+    to: Jump,
+) -> Result<D, Drop> {
+    if outcome != Ok(D::from(Verdict::SERVE)) {
+        return outcome;
+    }
+    ctx.set_served(hook);
+    maps::jump(ctx, to);
+    Err(Drop::ProgramMissing)
 }
 
 /// Does the same as [`finish`]. Without a decision, it continues with another program.

@@ -209,6 +209,8 @@ mod tests {
             frontends in prop::collection::btree_map((0u8..3, 80u16..83), 0u8..3, 0..6),
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
             excluded in prop::collection::btree_map((0u8..6, 120u32..=128), Just(1u32), 0..4),
+            services in prop::collection::btree_map(0u8..3, 1u64..3, 0..4),
+            backends in prop::collection::btree_map((1u64..3, 0u32..3), 0u8..3, 0..6),
             links6 in prop::collection::btree_map(0u32..6, 0u8..3, 0..4),
         ) -> Slice {
             let link = |mtu| abi::Link { ipv4: address(1), tunnel_address: address(1), mtu, kind: abi::LINK_UPLINK, refused: 0, reserved: 0 };
@@ -236,6 +238,8 @@ mod tests {
                 guards: guards.into_iter().map(|(key, cost)| (key, abi::Guard { paid: 0, cost, credit: 1 })).collect(),
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
+                backends: backends.into_iter().map(|((list, index), last)| (abi::BackendKey { list, index, reserved: 0 }, backend(last))).collect(),
+                services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, backends: 1, reserved: 0 })).collect(),
             };
             let routes = routes.into_iter();
             let routes = routes.map(|(key, device)| (IpAddr::from([10, 0, 0, key]).into(), route(device))).collect();

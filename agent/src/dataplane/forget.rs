@@ -22,6 +22,8 @@ use super::maps::Maps;
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
 /// | `FRONTENDS` | never: for a node's own address the programs learn only replies, which depend on their translations | |
+/// | `SERVICES` | a known destination is not a service's address | new: the address's region |
+/// | `BACKENDS` | never: a service's list does not change, and a flow keeps its backend | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
 /// A flow holds the region of the other end's address, so `NODES` does not need the previous entry:
@@ -40,7 +42,10 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::Vteps(Change { key, .. }) | TableChange::TunnelPeers(Change { key, now: None, .. }) => {
             [epoch::node(key)].into()
         }
+        TableChange::Services(Change { key, before: None, .. }) => [epoch::region(&key.address)].into(),
         TableChange::Networks(_)
+        | TableChange::Services(_)
+        | TableChange::Backends(_)
         | TableChange::TunnelPeers(_)
         | TableChange::Frontends(_)
         | TableChange::Guards(_) => BTreeSet::new(),

@@ -243,6 +243,8 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
                 node_port_first: 30000,
                 node_port_last: 32767,
                 ask: ASK_EACH_DESTINATION,
+                services: 0,
+                reserved: 0,
                 netns_cookie: 0,
             };
             let mut dataplane = load::load(&config, &[], None).unwrap();

@@ -150,6 +150,8 @@ impl Fixture {
             node_port_first: NODE_PORTS.0,
             node_port_last: NODE_PORTS.1,
             ask: abi::ASK_EACH_DESTINATION,
+            services: 0,
+            reserved: 0,
             netns_cookie: 0,
         };
         let loaded = load(&config).into();

@@ -289,6 +289,8 @@ fn config() -> abi::Config {
         node_port_first: 30000,
         node_port_last: 32767,
         ask: abi::ASK_EACH_DESTINATION,
+        services: 0,
+        reserved: 0,
         netns_cookie: 0,
     }
 }

@@ -6,7 +6,7 @@ use podwire_common::{names::programs::Jump, reason::Hook};
 use crate::{
     packet::{Skb, ethertype},
     stage::tunnel_in,
-    verdict::{Decision, capture, finish, finish_or_jump},
+    verdict::{Decision, capture, finish, finish_or_jump, serve},
 };
 
 #[classifier]
@@ -15,11 +15,15 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromOverlay, Ok(Decision::NONE), Jump::FromOverlay6);
     }
-    finish(&ctx, Hook::FromOverlay, tunnel_in::on_device(&ctx))
+    finish(&ctx, Hook::FromOverlay, serve(&ctx, Hook::FromOverlay, tunnel_in::on_device(&ctx), Jump::Served))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_overlay6(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromOverlay, tunnel_in::on_device6(&ctx))
+    finish(
+        &ctx,
+        Hook::FromOverlay,
+        serve(&ctx, Hook::FromOverlay, tunnel_in::on_device6(&ctx), Jump::Served6),
+    )
 }

@@ -17,9 +17,9 @@ use crate::{
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
         arp, checksum, direct, ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
-        neighbour, snat, source, stack_flow, tunnel_out,
+        neighbour, service, snat, source, stack_flow, tunnel_out,
     },
-    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump, serve},
 };
 
 #[classifier]
@@ -40,13 +40,13 @@ pub fn from_pod6(ctx: TcContext) -> i32 {
 /// The second program for IPv6.
 #[classifier]
 pub fn from_pod6_new(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromPod, verdict6(&ctx))
+    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict6(&ctx), Jump::Served6))
 }
 
 /// The second program: packets without a known flow.
 #[classifier]
 pub fn from_pod_new(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromPod, verdict(&ctx))
+    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict(&ctx), Jump::Served))
 }
 
 #[inline(always)]
@@ -127,6 +127,9 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     source::keep_to_limit(ctx, endpoint)?;
     icmp_error::check_from_pod(packet)?;
     flow::complete(packet)?;
+    if service::is_answer(packet) {
+        return Ok(Verdict::SERVE);
+    }
     if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
         && let Some(to) = frontend::reply_of_pod(packet)
     {
@@ -156,6 +159,9 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
             };
         }
         return Ok(Verdict::stack(Path::ToStack));
+    }
+    if maps::has_services() {
+        return Ok(Verdict::SERVE);
     }
     snat::from_pod(ctx, packet, endpoint)
 }

@@ -15,7 +15,7 @@ use crate::{
         direct, ends, event, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow,
         translation, tunnel_in,
     },
-    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump, serve},
 };
 
 #[classifier]
@@ -24,19 +24,21 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromUplink, Ok(Decision::NONE), Jump::FromUplink6);
     }
-    finish_or_jump(&ctx, Hook::FromUplink, verdict(&ctx), Jump::FromTunnel6)
+    let attempt = serve(&ctx, Hook::FromUplink, verdict(&ctx), Jump::Served);
+    finish_or_jump(&ctx, Hook::FromUplink, attempt, Jump::FromTunnel6)
 }
 
 /// The program for IPv6 inside the tunnel.
 #[classifier]
 pub fn from_tunnel6(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromUplink, tunnel_in::inner6(&ctx))
+    finish(&ctx, Hook::FromUplink, serve(&ctx, Hook::FromUplink, tunnel_in::inner6(&ctx), Jump::Served6))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_uplink6(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, Hook::FromUplink, verdict6(&ctx), Jump::FromTunnel6)
+    let attempt = serve(&ctx, Hook::FromUplink, verdict6(&ctx), Jump::Served6);
+    finish_or_jump(&ctx, Hook::FromUplink, attempt, Jump::FromTunnel6)
 }
 
 #[inline(always)]

@@ -17,6 +17,7 @@ mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;
 mod sendmsg6;
+mod served;
 mod to_overlay;
 mod to_pod;
 mod to_uplink;

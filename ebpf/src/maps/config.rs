@@ -22,6 +22,8 @@ static CONFIG: Config = Config {
     node_port_first: 0,
     node_port_last: 0,
     ask: ASK_EACH_DESTINATION,
+    services: 0,
+    reserved: 0,
     netns_cookie: 0,
 };
 
@@ -51,6 +53,13 @@ pub fn is_direct() -> bool {
 pub fn checks_link_addresses() -> bool {
     // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.link_addresses) == LINK_ADDRESSES_CHECKED }
+}
+
+/// Returns whether the programs translate pods' packets to services.
+#[inline(always)]
+pub fn has_services() -> bool {
+    // SAFETY: a static; volatile as in `is_direct`.
+    unsafe { read_volatile(&raw const CONFIG.services) != 0 }
 }
 
 /// Returns the VXLAN network identifier, host order.

@@ -16,6 +16,7 @@ mod host_ports;
 mod jumps;
 mod moments;
 mod nodes;
+mod services;
 mod shares;
 mod stack_flows;
 mod translations;
@@ -38,8 +39,8 @@ use crate::helpers;
 pub use beginnings::{is_inbound_flow, note_beginning, noted_beginning, record_inbound_flow};
 pub use clock::{is_fresh, jiffies, now, random};
 pub use config::{
-    asks_each_connection, checks_link_addresses, is_direct, netns_cookie, node_ports, skb_layout, snat_ports,
-    vni, vxlan_ifindex, vxlan_port,
+    asks_each_connection, checks_link_addresses, has_services, is_direct, netns_cookie, node_ports,
+    skb_layout, snat_ports, vni, vxlan_ifindex, vxlan_port,
 };
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
@@ -58,6 +59,7 @@ pub use jumps::jump;
 pub use nodes::{
     is_not_masqueraded, is_own_address, is_tunnel_peer, link, link6, network, node, note_refused, vtep,
 };
+pub use services::{backend_of, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

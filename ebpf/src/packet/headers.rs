@@ -193,6 +193,28 @@ pub trait Ip: Copy {
         destination: Self::FlowAddr,
         port: Be16,
     ) -> Result<(), Drop>;
+    /// Gives a plain TCP or UDP packet another source, and another port of the destination. In the
+    /// frame it changes only the transport header; the caller stores the IP header.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn set_source(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        source: Self::FlowAddr,
+        ports: [Be16; 2],
+    ) -> Result<(), Drop>;
+    /// Gives a plain TCP or UDP packet another destination, and another port of the source. See
+    /// [`Self::set_source`].
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn set_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        destination: Self::FlowAddr,
+        ports: [Be16; 2],
+    ) -> Result<(), Drop>;
 }
 
 /// Kind of an ICMP message.

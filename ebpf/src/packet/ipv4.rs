@@ -300,6 +300,29 @@ impl Ip for Ipv4 {
     ) -> Result<(), Drop> {
         rewrite::readdress_destination(ctx, packet, destination, port)
     }
+
+    #[inline(always)]
+    fn set_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, ports: [Be16; 2]) -> Result<(), Drop> {
+        let old = packet.headers.ip.source;
+        rewrite::set_ends(ctx, packet, Self::change(&old, &source.bytes), ports)?;
+        packet.headers.ip.source = source.bytes;
+        packet.headers.ip.replace_address_in_checksum(old, source.bytes);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn set_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed,
+        destination: Quad,
+        ports: [Be16; 2],
+    ) -> Result<(), Drop> {
+        let old = packet.headers.ip.destination;
+        rewrite::set_ends(ctx, packet, Self::change(&old, &destination.bytes), ports)?;
+        packet.headers.ip.destination = destination.bytes;
+        packet.headers.ip.replace_address_in_checksum(old, destination.bytes);
+        Ok(())
+    }
 }
 
 impl Ipv4 {

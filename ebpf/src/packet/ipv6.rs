@@ -350,6 +350,31 @@ impl Ip for Ipv6 {
         packet.headers.ip.decrement_ttl();
         rewrite::store_in_parts(ctx, &packet.headers)
     }
+
+    #[inline(always)]
+    fn set_source(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        source: Addr,
+        ports: [Be16; 2],
+    ) -> Result<(), Drop> {
+        rewrite::set_ends(ctx, packet, Self::change(&packet.headers.ip.source, &source.bytes), ports)?;
+        packet.headers.ip.source = source.bytes;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn set_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        destination: Addr,
+        ports: [Be16; 2],
+    ) -> Result<(), Drop> {
+        let change = Self::change(&packet.headers.ip.destination, &destination.bytes);
+        rewrite::set_ends(ctx, packet, change, ports)?;
+        packet.headers.ip.destination = destination.bytes;
+        Ok(())
+    }
 }
 
 impl Walk6 {

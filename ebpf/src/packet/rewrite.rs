@@ -118,6 +118,38 @@ pub(super) fn readdress_transport(
     }
 }
 
+/// Writes both ports of a plain TCP or UDP packet, and updates its checksum for them and for an
+/// address. `change`: see [`Ip::change`].
+#[inline(always)]
+pub(super) fn set_ends<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    change: (u64, u64, u32),
+    ports: [Be16; 2],
+) -> Result<(), Drop> {
+    let Some(checksum) = transport_checksum(packet) else {
+        return Ok(());
+    };
+    replace_in_pseudo_header(ctx, checksum, change)?;
+    let word = |[a, b]: [Be16; 2]| {
+        let ([a, b], [c, d]) = (a.bytes, b.bytes);
+        u32::from_ne_bytes([a, b, c, d])
+    };
+    let old = word([packet.flow.source_port, packet.flow.destination_port]);
+    let (checksum_at, flags) = checksum;
+    replace_l4(ctx, checksum_at, old.into(), word(ports).into(), flags | 4)?;
+    ctx.store_at(packet.transport_offset(), &ports)
+}
+
+/// Writes the destination of the IP header in memory into the frame.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn store_destination<I: Ip>(ctx: &TcContext, headers: &Headers<I>) -> Result<(), Drop> {
+    store_in_header::<I, _>(ctx, IP + I::DESTINATION, headers.ip.raw_destination())
+}
+
 /// Stores the headers of a frame that starts at 0: link header and IP header apart. A NIC's sum
 /// over the packet begins behind the link header: see `store_in_header`.
 ///

@@ -117,6 +117,10 @@ pub trait Skb {
     fn set_verdict(&self, path: u32, hook: Hook, code: i32);
     /// Returns the code that [`Self::set_verdict`] has noted. [`Self::note`] returns the rest.
     fn noted_code(&self) -> i32;
+    /// Notes the hook from which a packet of a service comes.
+    fn set_served(&self, hook: Hook);
+    /// Returns the number of the hook of [`Self::set_served`].
+    fn served_at(&self) -> u32;
     /// Marks the packet as captured at a hook.
     fn set_captured(&self, hook: Hook);
     /// Returns whether the packet has the mark of [`Self::set_captured`] of this hook, and clears
@@ -227,6 +231,21 @@ impl Skb for TcContext {
     fn noted_code(&self) -> i32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).cb[2] as i32 }
+    }
+
+    #[inline(always)]
+    fn set_served(&self, hook: Hook) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb.skb).cb[1] = hook as u32 }
+    }
+
+    #[inline(always)]
+    fn served_at(&self) -> u32 {
+        // In a box: the compiler would compute the field's address once for this read and for
+        // `set_note`. The verifier refuses a write through such an address.
+        let skb = black_box(self.skb.skb);
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*skb).cb[1] }
     }
 
     #[inline(always)]

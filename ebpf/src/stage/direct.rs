@@ -7,7 +7,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{fastpath, fastpath::KnownIp, flow, local, stack_flow, too_big};
+use super::{fastpath, fastpath::KnownIp, flow, local, service, stack_flow, too_big};
 use crate::{
     maps,
     packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
@@ -63,19 +63,29 @@ pub fn to_pod<I: KnownIp>(
     if packet.headers.ttl() <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
+    if service::is_answer(packet) {
+        return Ok(Verdict::SERVE);
+    }
     if let Some(node) = sender {
         fastpath::learn_direct_in(ctx, packet, endpoint, node);
     }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }
 
-/// Sends a hostPort's reply out by the link by which its request came. The caller has checked that
+/// Translates a pod's packet and sends it out by the link of its translation: a hostPort's reply, or
+/// a packet to a service. The caller has checked that
 /// the TTL is above 1.
 ///
 /// # Errors
 /// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: &Endpoint,
+    to: &Translation,
+    path: Path,
+) -> Outcome {
     refuse_past_policies(&to.destination)?;
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
     let mut found = way.look_up::<I>(ctx);
@@ -101,7 +111,7 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
-    Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
+    Ok(Verdict::redirect(path, way.leave(ctx)))
 }
 
 /// Refuses a reply that an IPsec policy may match. Only the stack would ask the policy. But the

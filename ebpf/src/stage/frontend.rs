@@ -147,7 +147,7 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
         return Ok(Verdict::stack(Path::ToStack));
     }
     if to.ifindex != maps::vxlan_ifindex() {
-        return direct::reply(ctx, packet, endpoint, to);
+        return direct::reply(ctx, packet, endpoint, to, Path::HostPortOut);
     }
-    tunnel_out::reply(ctx, packet, endpoint, to)
+    tunnel_out::reply(ctx, packet, endpoint, to, Path::HostPortOut, |_, _| {})
 }

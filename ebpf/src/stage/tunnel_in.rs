@@ -10,7 +10,7 @@ use podwire_common::{
 };
 
 use super::{
-    ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, source, stack_flow,
+    ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, service, source, stack_flow,
 };
 use crate::{
     maps,
@@ -169,8 +169,12 @@ fn open<I: KnownIp>(
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
+    let is_answer = service::is_answer(packet);
+    if !is_answer {
+        fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
+    }
     match unwrap(ctx, envelope, packet)? {
+        true if is_answer => Ok(Verdict::SERVE),
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),
     }
@@ -265,7 +269,7 @@ fn decapsulated<I: Ip>(
     {
         return Ok(Verdict::stack(Path::TunnelToStack));
     }
-    local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
+    service::deliver_or_serve(ctx, packet, endpoint)
 }
 
 /// See [`Envelope::check`].

@@ -51,12 +51,21 @@ pub fn from_pod<I: KnownIp>(
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.decremented(), Path::TunnelOut)
 }
 
-/// Sends a hostPort's reply to another node's pod. The caller has checked that the TTL is above 1.
+/// Translates a pod's packet and sends it to another node's pod: a hostPort's reply, or a packet to
+/// a service. The caller has checked that the TTL is above 1. `learn` gets the route if it may be
+/// learnt.
 ///
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
 #[inline(never)]
-pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: &Endpoint,
+    to: &Translation,
+    path: Path,
+    learn: impl FnOnce(&Way, &Node),
+) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let mut way = way_to(ctx, packet, node);
     let lookup = ask::<I>(ctx, node, &mut way);
@@ -66,10 +75,13 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
+    if lookup == Lookup::Found && !goes_through_device::<I>(node) {
+        learn(&way, node);
+    }
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
     let translated = fixed_part::<I>(ctx)?;
-    send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
+    send(ctx, packet, node, (&way, lookup), &translated, path)
 }
 
 /// Takes a packet that the host stack sends out unencapsulated, and puts it into the tunnel. Its

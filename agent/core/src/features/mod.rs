@@ -5,6 +5,7 @@ mod limits;
 mod networks;
 mod nodes;
 mod pods;
+mod services;
 mod this_node;
 mod tunnel;
 
@@ -12,6 +13,7 @@ pub use host_ports::{frontend, frontends};
 pub use pods::endpoint_entry;
 
 use crate::model::{Endpoint, Model, Node};
+use crate::services::{ServedPort, ServiceName};
 use crate::slice::Slice;
 
 /// The part of the desired state that a caller asks for.
@@ -23,6 +25,8 @@ pub enum Scope<'a> {
     Endpoint(&'a Endpoint),
     /// The resources of these other nodes. They do not depend on nodes outside this list.
     Nodes(&'a [&'a Node]),
+    /// What these services require. It does not depend on services outside this list.
+    Services(&'a [&'a ServiceName]),
 }
 
 impl<'a> Scope<'a> {
@@ -30,14 +34,24 @@ impl<'a> Scope<'a> {
         match self {
             Self::All => model.endpoints.values().collect(),
             Self::Endpoint(endpoint) => vec![endpoint],
-            Self::Nodes(_) => Vec::new(),
+            Self::Nodes(_) | Self::Services(_) => Vec::new(),
+        }
+    }
+
+    fn services(self, model: &'a Model) -> Vec<(&'a ServiceName, &'a Vec<ServedPort>)> {
+        match self {
+            Self::All => model.services.iter().collect(),
+            Self::Endpoint(_) | Self::Nodes(_) => Vec::new(),
+            Self::Services(names) => {
+                names.iter().filter_map(|name| model.services.get_key_value(*name)).collect()
+            }
         }
     }
 
     fn nodes(self, model: &'a Model) -> Vec<&'a Node> {
         match self {
             Self::All => model.remote.values().collect(),
-            Self::Endpoint(_) => Vec::new(),
+            Self::Endpoint(_) | Self::Services(_) => Vec::new(),
             Self::Nodes(nodes) => nodes.to_vec(),
         }
     }
@@ -58,6 +72,7 @@ pub fn desired(model: &Model, scope: Scope<'_>) -> Slice {
         this_node::desired,
         nodes::desired,
         tunnel::desired,
+        services::desired,
     ];
     let mut slice = Slice::default();
     for feature in features {

@@ -15,6 +15,7 @@ pub use endpoint::{
 };
 
 use crate::ipsec::Policy;
+use crate::services::{ServedPort, ServiceName};
 
 mod endpoint;
 
@@ -56,6 +57,8 @@ pub struct Model {
     pub non_masquerade: BTreeSet<IpNet>,
     /// The IPsec policies of the host.
     pub policies: Vec<Policy>,
+    /// What this node serves of each Service. Empty with `--services off`.
+    pub services: BTreeMap<ServiceName, Vec<ServedPort>>,
 }
 
 impl Model {
@@ -78,6 +81,7 @@ impl Model {
             without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
             policies: Vec::new(),
+            services: BTreeMap::new(),
         }
     }
 

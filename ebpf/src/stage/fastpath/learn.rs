@@ -5,9 +5,9 @@ use core::borrow::Borrow as _;
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FLOW_IN_TUNNEL, FLOW_OF_SENDER,
-        FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
-        LEAVES_IN_TUNNEL6, LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FAMILY_IPV4, FLOW_IN_TUNNEL,
+        FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK,
+        LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6, LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
     },
     addr::{Addr, Be16},
     epoch::{self, FLOW_SLOTS},
@@ -15,7 +15,11 @@ use podwire_common::{
     reason::Path,
 };
 
-use super::{super::outer, Entry, KnownIp, lookup::is_plain};
+use super::{
+    super::{ends, outer},
+    Entry, KnownIp,
+    lookup::is_plain,
+};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed, Skb, Way},
@@ -140,13 +144,18 @@ fn add_tunnel_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoi
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
+    into_tunnel(known, packet, way, node);
+    maps::learn_flow(known, packet.generation);
+}
+
+#[inline(always)]
+fn into_tunnel<I: Ip>(known: &mut KnownFlow<I::FlowAddr>, packet: &Parsed<I>, way: &Way, node: &Node) {
     out_by(known, way, (way.length - outer::overhead(node)).min(node.mtu));
     known.leaves = if outer::is_over_ipv6(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL };
     known.tunnel.here = way.source;
     known.tunnel.there = way.destination;
     known.tunnel.source_port = packet.flow.tunnel_source_port();
     known.tunnel.inner_mac = outer::inner_destination(node);
-    maps::learn_flow(known, packet.generation);
 }
 
 /// Learns the route of a pod's flow to the world, and its source address. From a flow's first plain
@@ -232,6 +241,86 @@ fn to_world<I: KnownIp>(
 fn learn_world<I: KnownIp>(packet: &Parsed<I>, known: &mut Entry<I>) {
     maps::learn_flow(known, packet.generation);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
+        maps::forget_known(known);
+    }
+}
+
+/// Returns whether the programs of a family can send packets of a service by what they know of the
+/// flow: those for IPv6 lack stack.
+#[inline(always)]
+fn has_known_services<I: Ip>() -> bool {
+    I::FAMILY == FAMILY_IPV4
+}
+
+/// Learns a flow between two pods of this node: requests to a service, or answers. Short connections
+/// get no entry.
+#[inline(always)]
+pub fn learn_service_in<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    to: &Endpoint,
+    half: &TranslationEntry,
+) {
+    if has_known_services::<I>() && is_learnable_in(packet, to) && half.mark_long() {
+        add_service_in(ctx, packet, to, half.get());
+    }
+}
+
+#[inline(never)]
+fn add_service_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &Translation) {
+    let Some(from) = ends::sending_pod(&packet.headers, &packet.flow.source) else { return };
+    if is_guarded(from) {
+        return;
+    }
+    let slots = epoch::of_neighbours(from.id, to.id);
+    let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
+    into_endpoint(known, to);
+    learn_service(packet, known, half);
+}
+
+/// Learns the route of a pod's flow through the tunnel to a service's backend.
+#[inline(always)]
+pub fn learn_service_out<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    way: &Way,
+    node: &Node,
+    half: &TranslationEntry,
+) {
+    if has_known_services::<I>() && is_plain(packet) && half.mark_long() {
+        add_service_out(ctx, packet, way, node, half.get());
+    }
+}
+
+#[inline(never)]
+fn add_service_out<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    way: &Way,
+    node: &Node,
+    half: &Translation,
+) {
+    let Some(from) = ends::sending_pod(&packet.headers, &packet.flow.source) else { return };
+    if is_guarded(from) {
+        return;
+    }
+    let slots = epoch::with_node(from.id, &way.destination, &half.destination);
+    let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
+    into_tunnel(known, packet, way, node);
+    learn_service(packet, known, half);
+}
+
+/// Learns a flow of a service, unless its translation has been removed meanwhile: see
+/// [`learn_world`].
+#[inline(always)]
+fn learn_service<I: KnownIp>(packet: &Parsed<I>, known: &mut Entry<I>, half: &Translation) {
+    known.flags = FLOW_OF_SENDER | FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION;
+    known.source = I::FlowAddr::of(&half.source);
+    known.destination = I::FlowAddr::of(&half.destination);
+    known.source_port = half.source_port;
+    known.destination_port = half.destination_port;
+    maps::learn_flow(known, packet.generation);
+    if maps::translation(&packet.flow).is_none() {
         maps::forget_known(known);
     }
 }

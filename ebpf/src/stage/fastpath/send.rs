@@ -5,11 +5,12 @@ use core::borrow::Borrow as _;
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        FAMILY_IPV6, FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE,
-        KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6, LEAVES_INTO_POD,
+        FAMILY_IPV4, FAMILY_IPV6, FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION,
+        FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6,
+        LEAVES_INTO_POD,
     },
     flow::FlowAddr,
-    reason::Path,
+    reason::{Drop, Path},
 };
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Parsed, Plain, Skb as _, Way, decrement_ttl, leave},
+    packet::{Parsed, Plain, Skb as _, Way, decrement_ttl, leave, store_destination},
     verdict::{Attempt, Decision, Verdict},
 };
 
@@ -34,7 +35,7 @@ pub fn is_to_neighbour<A: FlowAddr>(known: &KnownFlow<A>) -> bool {
 /// if the entry has become another flow's meanwhile.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+/// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn to_neighbour<I: KnownIp>(ctx: &TcContext, plain: Plain<I>, key: &Key<I>, known: &Entry<I>) -> Attempt {
     let (to, front) = (known.to, plain.forwarded(known.macs));
@@ -55,12 +56,56 @@ pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Ent
     if packet.wire_length(ctx) > known.mtu {
         return Ok(Decision::NONE);
     }
+    // Only the programs for IPv4 have stack for it.
+    let is_served = I::FAMILY == FAMILY_IPV4 && is_served(known.flags);
+    if is_served && !readdress(ctx, packet, known)? {
+        return Ok(Decision::NONE);
+    }
     match known.leaves {
+        LEAVES_INTO_POD if is_served => into_pod(ctx, packet, known),
         LEAVES_IN_TUNNEL => into_tunnel(ctx, packet, known),
         LEAVES_IN_TUNNEL6 if I::FAMILY == FAMILY_IPV6 => into_tunnel(ctx, packet, known),
         LEAVES_BY_UPLINK => by_uplink(ctx, packet, known),
         _ => Ok(Decision::NONE),
     }
+}
+
+/// Returns whether a flow is one to a service, or its answers. Only these have both ends rewritten.
+#[inline(always)]
+fn is_served(flags: u8) -> bool {
+    const BOTH: u8 = FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION;
+    flags & BOTH == BOTH
+}
+
+/// Gives a packet the ends that its service's translation gives it. In the frame's IP header it writes
+/// the destination of a packet that leaves the node. Returns `false`, with the packet unchanged, if
+/// the entry has become another flow's.
+#[inline(never)]
+fn readdress<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Result<bool, Drop> {
+    let ports = [known.source_port, known.destination_port];
+    let (source, destination, leaves) = (known.source, known.destination, known.leaves);
+    if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
+        return Ok(false);
+    }
+    if packet.headers.ip.is_to(&destination.address()) {
+        I::set_source(ctx, packet, source, ports)?;
+    } else {
+        I::set_destination(ctx, packet, destination, ports)?;
+    }
+    if leaves != LEAVES_INTO_POD {
+        store_destination(ctx, &packet.headers)?;
+    }
+    Ok(true)
+}
+
+/// Delivers a packet whose ends have been rewritten to a pod of this node.
+#[inline(always)]
+fn into_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
+    let (to, macs) = (known.to, known.macs);
+    if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
+        return Ok(Decision::NONE);
+    }
+    local::send(ctx, &mut packet.headers, macs, to, Path::Local).map(Decision::from)
 }
 
 #[inline(always)]

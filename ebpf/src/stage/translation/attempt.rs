@@ -2,7 +2,9 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
+    abi::{
+        FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SERVICE, Translation,
+    },
     addr::{Addr, Be16},
     flow::{FlowAddr, protocol},
     nat,
@@ -94,7 +96,7 @@ fn try_port_here<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, olde
 
 #[inline(always)]
 fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
-    let is_node_address = to.kind != TRANSLATION_HOST_PORT;
+    let is_node_address = !matches!(to.kind, TRANSLATION_HOST_PORT | TRANSLATION_SERVICE);
     if is_node_address && is_kept_free::<I>(&to.source, to.source_port, original.protocol) {
         return Try::Taken;
     }
@@ -104,7 +106,7 @@ fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &m
         Reply::Taken => return Try::Taken,
         Reply::Failed => return Try::Failed,
     }
-    // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
+    // The port of a pod is in the pod's namespace: no socket here can have it.
     if is_node_address && has_socket::<I>(ctx, to, original.protocol) {
         if reply == Reply::Added {
             remove_reply::<I::FlowAddr>(to, original.protocol);

@@ -80,7 +80,7 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
 }
 
 /// Entries that a translation takes.
-const PAIR: u32 = 2;
+pub(super) const PAIR: u32 = 2;
 
 // Not inlined: the key would take stack in every caller.
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, Flow, Translation},
+    abi::{FAMILY_IPV4, Flow, TRANSLATION_SERVICE, Translation},
     addr::Be16,
     flow::FlowAddr,
     nat,
@@ -11,7 +11,7 @@ use podwire_common::{
 
 use super::{
     attempt::{Closed, SAME_POD, Try, try_port},
-    entries::{added, give_back, take_share},
+    entries::{PAIR, added, give_back, take_share},
 };
 use crate::{
     global::global,
@@ -93,16 +93,22 @@ enum Made {
 #[inline(always)]
 fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     let random = maps::random();
-    let own = to.source_port.get();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
-    let mut attempt = 0;
+    // A service's flow leaves the pods' ephemeral ports, so it does not try its own.
+    let mut attempt =
+        u32::from(to.kind == TRANSLATION_SERVICE && !nat::keeps_service_port(to.source_port.get()));
     while attempt < nat::PORT_ATTEMPTS {
-        // Read again for each attempt: kept values would take stack.
-        let (first, last) = maps::snat_ports();
-        if attempt > 0 && !nat::can_change_ports(original.protocol, I::ICMP) {
-            break;
+        if attempt > 0 {
+            if !nat::can_change_ports(original.protocol, I::ICMP) {
+                break;
+            }
+            // Read again for each attempt: kept values would take stack.
+            let (first, last) = match to.kind {
+                TRANSLATION_SERVICE => nat::SERVICE_PORTS,
+                _ => maps::snat_ports(),
+            };
+            to.source_port = Be16::new(nat::port_for_attempt(attempt, random, first, last));
         }
-        to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
         attempt += 1;
         match try_port::<I>(ctx, original, to, &mut oldest) {
             Try::Done => return Ok(Made::Here),
@@ -119,6 +125,7 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
     // found. The server may still remember the connection, and would take another pod's timestamps
     // for old ones (RFC 7323 section 5).
     to.source_port = oldest.port;
+    give_back_closed(to, original.protocol);
     remove_closed::<I::FlowAddr>(to, original.protocol);
     match try_port::<I>(ctx, original, to, &mut oldest) {
         Try::Done => Ok(Made::Here),
@@ -134,7 +141,16 @@ fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     Ok(Made::Elsewhere)
 }
 
-// Both keys have one place on the stack: this is near the deepest point of the call chain.
+// Here and not in `remove_closed`: this is near the deepest point of the call chain.
+#[inline(never)]
+fn give_back_closed(to: &Translation, protocol_number: u8) {
+    let key = to.other_half(protocol_number);
+    if let Some(entry) = maps::translation(&key) {
+        maps::give_back(&nat::holder(&key, entry.get()), PAIR);
+    }
+}
+
+// Both keys have one place on the stack.
 #[inline(never)]
 fn remove_closed<A: FlowAddr>(to: &Translation, protocol_number: u8) {
     let mut key = to.other_half(protocol_number);
@@ -142,7 +158,6 @@ fn remove_closed<A: FlowAddr>(to: &Translation, protocol_number: u8) {
         return;
     };
     let half = entry.get();
-    give_back(&key, half);
     maps::remove_translation::<A>(&key);
     key = half.other_half(protocol_number);
     maps::remove_translation::<A>(&key);

@@ -1,0 +1,99 @@
+//! Services: which backends answer at a service's address and port.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podwire_common::abi;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+
+use super::Scope;
+use crate::model::Model;
+use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
+use crate::slice::Slice;
+
+pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let mut slice = Slice::default();
+    let pods = PodNetworks::of(model);
+    for (name, ports) in scope.services(model) {
+        for port in ports {
+            for frontend in port.frontends.iter().filter(|frontend| is_served(&pods, port, frontend)) {
+                add(&mut slice, name, port, frontend);
+            }
+        }
+    }
+    slice
+}
+
+/// Returns whether the programs serve pods at a frontend. kube-proxy serves all others: those whose
+/// backends include processes of a node or addresses outside the cluster, and those that only some
+/// clients may use.
+fn is_served(pods: &PodNetworks, port: &ServedPort, frontend: &Frontend) -> bool {
+    let backends = port.backends(frontend.inside);
+    frontend.kind == FrontendKind::ClusterIp
+        && port.protocol != Protocol::Sctp
+        && port.affinity.is_none()
+        && frontend.source_ranges.is_empty()
+        && !backends.is_empty()
+        && backends.iter().all(|backend| pods.contain(backend.address))
+}
+
+/// The podCIDRs of all nodes, sorted. They do not overlap.
+struct PodNetworks(Vec<IpNet>);
+
+impl PodNetworks {
+    fn of(model: &Model) -> Self {
+        let nodes = model.own.iter().chain(model.remote.values());
+        let mut networks: Vec<_> = nodes.flat_map(|node| &node.pod_networks).copied().collect();
+        networks.sort_unstable();
+        Self(networks)
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        let after = self.0.partition_point(|network| network.network() <= address);
+        after.checked_sub(1).is_some_and(|last| self.0[last].contains(&address))
+    }
+}
+
+fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Frontend) {
+    let backends: BTreeSet<_> =
+        port.backends(frontend.inside).iter().map(|backend| entry(*backend)).collect();
+    let list = number(name, port, &backends);
+    for (index, (address, port)) in (0..).zip(&backends) {
+        let key = abi::BackendKey { list, index, reserved: 0 };
+        slice.tables.backends.insert(key, abi::Backend { address: *address, port: *port, reserved: [0; 2] });
+    }
+    let key = abi::Frontend {
+        address: frontend.address.into(),
+        port: Be16::new(frontend.port.get()),
+        protocol: number_of(port.protocol),
+        reserved: 0,
+    };
+    let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+    slice.tables.services.insert(key, abi::Service { list, backends, reserved: 0 });
+}
+
+type Entry = (podwire_common::addr::Addr, Be16);
+
+fn entry(backend: Backend) -> Entry {
+    (backend.address.into(), Be16::new(backend.port.get()))
+}
+
+fn number_of(transport: Protocol) -> u8 {
+    match transport {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+        Protocol::Sctp => protocol::SCTP,
+    }
+}
+
+/// Returns the number of a list. It follows from the list, so no state decides which numbers are
+/// free, and a list that changes gets another one. It depends on the service, too, so that the lists
+/// of two services never share entries: each service can be compared by itself.
+fn number(name: &ServiceName, port: &ServedPort, backends: &BTreeSet<Entry>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (name, &port.name, number_of(port.protocol), backends).hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,244 @@
+//! Services: a pod's packets to a service at `from_pod`, and the answers at `from_pod`,
+//! `from_uplink` and `from_overlay`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
+
+use podwire_common::abi::{self, KnownFlow, TRANSLATION_SERVICE};
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
+use podwire_common::nat::SERVICE_PORTS;
+use podwire_common::reason::Path;
+use podwire_core::model::{Family, Mode};
+use podwire_core::services::{Answer, Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
+
+use crate::fixture::*;
+use crate::kinds::ack;
+use crate::packets::*;
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const SERVICE_PORT: u16 = 80;
+const POD_PORT: u16 = 8080;
+/// A privileged port, which flows to a service keep.
+const CLIENT_PORT: u16 = 700;
+
+/// Returns a node with one service, for TCP and UDP.
+fn fixture(mode: Mode, backends: &[Ipv4Addr]) -> Fixture {
+    let mut fixture = Fixture::with_config(mode, |config| abi::Config { services: 1, ..*config });
+    serve(&mut fixture, backends);
+    fixture
+}
+
+fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
+    let port = |number| NonZeroU16::new(number).unwrap();
+    let backend =
+        |address: &Ipv4Addr| Backend { address: IpAddr::V4(*address), port: port(POD_PORT), is_local: false };
+    let served = |protocol| ServedPort {
+        name: String::new(),
+        protocol,
+        family: Family::V4,
+        affinity: None,
+        cluster: backends.iter().map(backend).collect(),
+        local: Vec::new(),
+        serving: Vec::new(),
+        frontends: vec![Frontend {
+            address: SERVICE.into(),
+            port: port(SERVICE_PORT),
+            kind: FrontendKind::ClusterIp,
+            inside: if backends.is_empty() { Answer::Refused } else { Answer::Cluster },
+            outside: None,
+            keeps_client_address: false,
+            source_ranges: Vec::new(),
+        }],
+    };
+    let name = ServiceName { namespace: "default".into(), name: "web".into() };
+    fixture.model.services = BTreeMap::from([(name, [Protocol::Tcp, Protocol::Udp].map(served).into())]);
+    fixture.fill();
+}
+
+fn syn_ack(source: u16, destination: u16) -> Transport {
+    Transport::Tcp { source, destination, flags: 0x12 }
+}
+
+type Segment = fn(u16, u16) -> Transport;
+
+/// A name, the request and the answer.
+const TRANSPORTS: [(&str, Segment, Segment); 2] = [("TCP", tcp, syn_ack), ("UDP", udp, udp)];
+
+/// Returns pod A's packet to the service.
+fn request(transport: Transport) -> Packet {
+    Packet::new(POD_A, SERVICE, transport).macs(HOST_A_MAC, POD_A_MAC)
+}
+
+#[test]
+fn a_backend_of_this_node_is_reached_and_answers() {
+    for (what, asked, answer) in TRANSPORTS {
+        let mut node = fixture(Mode::Vxlan, &[POD_B]);
+        let (link_a, link_b) = (node.pod_a, node.pod_b);
+        let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
+        let arrives =
+            Packet { destination: POD_B, transport: asked(CLIENT_PORT, POD_PORT), ..packet.clone() };
+        let expect = || Expect::Redirect(Path::Local, arrives.forwarded(POD_B_MAC, HOST_B_MAC));
+        node.check(what, FROM_POD, link_a, &packet.build(), expect());
+        node.check("once more", FROM_POD, link_a, &packet.build(), expect());
+        let packet = Packet::new(POD_B, POD_A, answer(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC);
+        let arrives =
+            Packet { source: SERVICE, transport: answer(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+        let expect = Expect::Redirect(Path::Local, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check("the answer", FROM_POD, link_b, &packet.build(), expect);
+        let kinds: Vec<_> = node.translations().values().map(|half| half.kind).collect();
+        assert_eq!(kinds, [TRANSLATION_SERVICE; 2], "{what}");
+    }
+}
+
+#[test]
+fn a_backend_of_another_node_is_reached_and_answers() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        for (what, asked, answer) in TRANSPORTS {
+            let mut node = fixture(mode, &[REMOTE_POD]);
+            let (pod, uplink) = (node.pod_a, node.uplink);
+            let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
+            let leaves =
+                Packet { destination: REMOTE_POD, transport: asked(CLIENT_PORT, POD_PORT), ..packet.clone() };
+            // What leaves is what a pod's packet to the backend itself would be.
+            let mut ran = node.run(FROM_POD, pod, &packet.build(), 0);
+            let without = Fixture::new(mode);
+            let mut direct = without.run(FROM_POD, without.pod_a, &leaves.build(), 0);
+            if mode == Mode::Vxlan {
+                // The outer source port follows from the pod's own flow: each has another.
+                for ran in [&mut ran, &mut direct] {
+                    ran.frame[ETHERNET + 20..][..2].fill(0);
+                }
+            }
+            assert_eq!((ran.code, hex(&ran.frame)), (direct.code, hex(&direct.frame)), "{mode:?}: {what}");
+            let packet = Packet::new(REMOTE_POD, POD_A, answer(POD_PORT, CLIENT_PORT));
+            let arrives =
+                Packet { source: SERVICE, transport: answer(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+            let tunnel = Vxlan::new(NODE2, NODE1)
+                .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+            let (frame, path) = match mode {
+                Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
+                Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
+            };
+            let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+            node.check(&format!("{mode:?}: {what}, answer"), FROM_UPLINK, uplink, &frame, expect);
+        }
+    }
+}
+
+#[test]
+fn a_known_flows_packets_are_sent_as_the_stages_send_them() {
+    for (what, backend, entries) in [("here", POD_B, 2), ("there", REMOTE_POD, 1)] {
+        let node = fixture(Mode::Vxlan, &[backend]);
+        let (link_a, link_b) = (node.pod_a, node.pod_b);
+        node.run(FROM_POD, link_a, &request(tcp(CLIENT_PORT, SERVICE_PORT)).build(), 0);
+        let asked = request(ack(CLIENT_PORT, SERVICE_PORT)).build();
+        let answer =
+            Packet::new(POD_B, POD_A, ack(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC).build();
+        let send = || {
+            let asked = node.run(FROM_POD, link_a, &asked, 0);
+            let answer = node.run(FROM_POD, link_b, &answer, 0);
+            [(asked.code, hex(&asked.frame)), (answer.code, hex(&answer.frame))]
+        };
+        // The programs learn a flow from its second packet in the middle of a connection.
+        let judged = send();
+        let is_of_service = |known: &KnownFlow| {
+            let flags = abi::FLOW_REWRITES_SOURCE | abi::FLOW_REWRITES_DESTINATION;
+            known.flags & flags == flags
+        };
+        let known = || {
+            node.loaded.maps.flows.iter().filter(|entry| is_of_service(&entry.as_ref().unwrap().1)).count()
+        };
+        assert_eq!(known(), 0, "{what}");
+        for _ in 0..3 {
+            assert_eq!(send(), judged, "{what}");
+        }
+        assert_eq!(known(), entries, "{what}");
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_sees_its_gateway() {
+    for (what, asked, answer) in TRANSPORTS {
+        let mut node = fixture(Mode::Vxlan, &[POD_A]);
+        let link = node.pod_a;
+        let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
+        let arrives = Packet {
+            source: GATEWAY,
+            destination: POD_A,
+            transport: asked(CLIENT_PORT, POD_PORT),
+            ..packet.clone()
+        };
+        let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check(what, FROM_POD, link, &packet.build(), expect);
+        let packet = Packet::new(POD_A, GATEWAY, answer(POD_PORT, CLIENT_PORT)).macs(HOST_A_MAC, POD_A_MAC);
+        let arrives = Packet {
+            source: SERVICE,
+            destination: POD_A,
+            transport: answer(SERVICE_PORT, CLIENT_PORT),
+            ..packet.clone()
+        };
+        let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check("the answer", FROM_POD, link, &packet.build(), expect);
+    }
+}
+
+#[test]
+fn a_flow_leaves_the_pods_ephemeral_ports() {
+    let node = fixture(Mode::Vxlan, &[POD_B]);
+    let link = node.pod_a;
+    for port in (1024..65000).step_by(997) {
+        node.run(FROM_POD, link, &request(udp(port, SERVICE_PORT)).build(), 0);
+    }
+    let flows = node.translations();
+    let chosen: Vec<_> = flows.values().filter(|half| half.reply == 0).map(|half| half.source_port).collect();
+    assert_eq!(chosen.len(), (1024..65000).step_by(997).len());
+    let (first, last) = SERVICE_PORTS;
+    assert!(chosen.iter().all(|port| (first..=last).contains(&port.get())), "{chosen:?}");
+}
+
+#[test]
+fn connections_spread_evenly_and_keep_their_backend() {
+    let backends = [POD_B, REMOTE_POD, POD_OF_NODE3];
+    let mut node = fixture(Mode::Vxlan, &backends);
+    let link = node.pod_a;
+    const FLOWS: u16 = 3000;
+    let send = |node: &mut Fixture| {
+        (0..FLOWS).for_each(|port| {
+            node.run(FROM_POD, link, &request(udp(20_000 + port, SERVICE_PORT)).build(), 0);
+        });
+    };
+    send(&mut node);
+    let chosen = |node: &Fixture| -> BTreeMap<_, _> {
+        let flows = node.translations().into_iter().filter(|(_, half)| half.reply == 0);
+        flows.map(|(flow, half)| (flow, half.destination)).collect()
+    };
+    let before = chosen(&node);
+    for backend in backends {
+        let count = before.values().filter(|to| **to == backend.into()).count();
+        // Six standard deviations around the mean of a fair choice.
+        assert!((845..=1155).contains(&count), "{backend}: {count} of {FLOWS}");
+    }
+    serve(&mut node, &[POD_B]);
+    send(&mut node);
+    assert_eq!(chosen(&node), before);
+}
+
+#[test]
+fn what_is_for_no_service_is_the_hosts() {
+    let table = [
+        ("another port", 1, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT + 1))),
+        ("the middle of a connection", 1, vec![POD_B], request(syn_ack(CLIENT_PORT, SERVICE_PORT))),
+        ("no backends", 1, vec![], request(tcp(CLIENT_PORT, SERVICE_PORT))),
+        ("a backend that is no pod", 1, vec![POD_B, NODE2], request(tcp(CLIENT_PORT, SERVICE_PORT))),
+        ("switched off", 0, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT))),
+    ];
+    for (what, services, backends, packet) in table {
+        let mut node = Fixture::with_config(Mode::Vxlan, |config| abi::Config { services, ..*config });
+        serve(&mut node, &backends);
+        let link = node.pod_a;
+        let expect = Expect::Stack(Path::ToStack, packet.build());
+        node.check(what, FROM_POD, link, &packet.build(), expect);
+        assert_eq!(node.translations().len(), 0, "{what}");
+    }
+}

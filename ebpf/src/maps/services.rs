@@ -1,0 +1,24 @@
+//! Services and their backends: `SERVICES`, `BACKENDS`.
+
+use podwire_common::abi::{Backend, BackendKey, Frontend, Service};
+
+use super::clock::random;
+use super::{BACKENDS, SERVICES};
+
+/// Returns the service that answers at an address and port.
+#[inline(always)]
+pub fn service(at: &Frontend) -> Option<&'static Service> {
+    // SAFETY: a map element; see `endpoint`.
+    unsafe { SERVICES.get(at) }
+}
+
+/// Returns a random backend of a service. `None`: the agent has just removed the list, because the
+/// service has another one.
+#[inline(always)]
+pub fn backend_of(service: &Service) -> Option<&'static Backend> {
+    // Without backends it finds nothing; the verifier refuses a division by zero.
+    let index = random() % service.backends.max(1);
+    let key = BackendKey { list: service.list, index, reserved: 0 };
+    // SAFETY: a map element; see `endpoint`.
+    unsafe { BACKENDS.get(key) }
+}

@@ -1,0 +1,170 @@
+//! Services: a pod's packet to a service goes to one of its backends, and the answer comes back from
+//! the service. The programs translate on the client's node, so other nodes see a pod's packet to a
+//! pod.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Backend, Endpoint, Frontend, TRANSLATION_SERVICE},
+    flow::protocol,
+    nat,
+    reason::{Drop, Hook, Path},
+};
+
+use super::{direct, ends, fastpath, fastpath::KnownIp, flow, local, snat, translation, tunnel_out};
+use crate::{
+    maps::{self, TranslationEntry},
+    packet::{Ip, Parsed, Skb, decrement_ttl, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// Begins the translation of a pod's packet to a service. Returns `false` for all other packets.
+///
+/// # Errors
+/// Those of [`translation::establish`].
+#[inline(never)]
+fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<bool, Drop> {
+    let flow = &packet.flow;
+    let begins = match flow.protocol {
+        protocol::TCP => packet.begins_connection(),
+        protocol::UDP => true,
+        _ => false,
+    };
+    if !begins || packet.is_error || packet.is_authenticated() {
+        return Ok(false);
+    }
+    let Some(backend) = choose(packet) else {
+        return Ok(false);
+    };
+    let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
+    let mut to = translation::begin(TRANSLATION_SERVICE, uplink, flow);
+    to.destination = backend.address;
+    to.destination_port = backend.port;
+    if flow.source == backend.address {
+        // The pod would answer itself directly, so it must see another source.
+        to.source = endpoint.gateway;
+        to.hairpin = 1;
+    }
+    translation::establish::<I>(ctx, flow, &mut to)?;
+    Ok(true)
+}
+
+/// Returns a backend of the service at the packet's destination.
+// Not inlined: the keys would take stack in the caller.
+#[inline(never)]
+fn choose<I: Ip>(packet: &Parsed<I>) -> Option<&'static Backend> {
+    let flow = &packet.flow;
+    let at = Frontend {
+        address: flow.destination,
+        port: flow.destination_port,
+        protocol: flow.protocol,
+        reserved: 0,
+    };
+    maps::backend_of(maps::service(&at)?)
+}
+
+/// Returns whether a packet is the answer to a pod's packet to a service.
+// Not inlined: its values would take stack in every caller.
+#[inline(never)]
+pub fn is_answer<I: Ip>(packet: &Parsed<I>) -> bool {
+    // The port tells most packets apart without a lookup: pods choose higher ports for other flows.
+    if !maps::has_services() || !nat::may_be_service_port(packet.flow.destination_port.get()) {
+        return false;
+    }
+    of(packet).is_some_and(|entry| entry.get().reply != 0)
+}
+
+/// Delivers a packet that the VXLAN device has decapsulated, unless it is the answer to a pod's packet
+/// to a service.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+// Not inlined: see `is_answer`.
+#[inline(never)]
+pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
+    match is_answer(packet) {
+        true => Ok(Verdict::SERVE),
+        false => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice),
+    }
+}
+
+/// Translates a packet of a service and sends it on: to a pod of this node, or to a pod of another
+/// node. Handles a pod's packet to the world, too.
+///
+/// # Errors
+/// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::IpsecPolicy`],
+/// [`Drop::NoRouteBack`], [`Drop::TunnelTooSmall`], those of [`translation::establish`] and
+/// [`snat::from_pod`].
+#[inline(always)]
+pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    flow::complete(packet)?;
+    // Read the generation before the first lookup from which a flow may be learnt.
+    packet.generation = maps::generation();
+    if let Some(entry) = of(packet) {
+        return send(ctx, packet, &entry);
+    }
+    let endpoint = ends::sending_pod(&packet.headers, &packet.headers.source_address());
+    let endpoint = endpoint.ok_or(Drop::BackendGone)?;
+    if begin(ctx, packet, endpoint)?
+        && let Some(entry) = of(packet)
+    {
+        return send(ctx, packet, &entry);
+    }
+    snat::from_pod(ctx, packet, endpoint)
+}
+
+/// Returns the translation of a packet of a service.
+#[inline(always)]
+fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
+    translation::of(packet).filter(|entry| entry.get().kind == TRANSLATION_SERVICE)
+}
+
+#[inline(never)]
+fn send<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
+    if packet.is_overtaken {
+        return Err(Drop::FragmentBeforeFirst);
+    }
+    translation::touch(entry, packet);
+    if packet.headers.ttl() <= 1 {
+        return Ok(Verdict::stack(Path::ToStack));
+    }
+    match maps::endpoint(&entry.get().destination) {
+        Some(endpoint) => deliver(ctx, packet, endpoint, entry),
+        None => send_away(ctx, packet, entry),
+    }
+}
+
+#[inline(never)]
+fn deliver<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: &Endpoint,
+    entry: &TranslationEntry,
+) -> Outcome {
+    let to = entry.get();
+    let path = match ctx.served_at() {
+        _ if to.hairpin != 0 => Path::Hairpin,
+        hook if hook == Hook::FromPod as u32 => {
+            fastpath::learn_service_in(ctx, packet, endpoint, entry);
+            Path::Local
+        }
+        hook if hook == Hook::FromOverlay as u32 => Path::TunnelInDevice,
+        _ if maps::is_direct() => Path::DirectIn,
+        _ => Path::TunnelIn,
+    };
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    translate(ctx, packet, to)?;
+    local::hand_over(ctx, endpoint, path)
+}
+
+/// Sends a pod's packet to a backend on another node.
+#[inline(always)]
+fn send_away<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
+    let (endpoint, to) = (ends::sending_pod(&packet.headers, &packet.headers.source_address()), entry.get());
+    let endpoint = endpoint.ok_or(Drop::BackendGone)?;
+    if maps::is_direct() {
+        return direct::reply(ctx, packet, endpoint, to, Path::DirectOut);
+    }
+    tunnel_out::reply(ctx, packet, endpoint, to, Path::TunnelOut, |way, node| {
+        fastpath::learn_service_out(ctx, packet, way, node, entry);
+    })
+}
