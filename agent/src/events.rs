@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
-use podwire_common::reason::Drop;
 use podwire_common::tables::Table;
 use podwire_core::cluster::{NodeList, Skipped};
 use podwire_core::model::Endpoint;
@@ -17,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::conditions::{ConditionName, Conditions};
 use crate::dataplane::flows::Collected;
 use crate::dataplane::maps::Counters;
+use crate::dataplane::packet_events::LostCounts;
 use crate::durations::Durations;
 use crate::status::Status;
 
@@ -148,8 +148,8 @@ impl Names {
 pub struct Figures {
     /// Packets and bytes that the programs counted.
     pub counters: Counters,
-    /// Number of dropped packets without an event, by reason, since the programs were loaded.
-    pub events_lost: Vec<(Drop, u64)>,
+    /// Number of events that the programs could not write.
+    pub events_lost: LostCounts,
     /// Number of pods of this node.
     pub endpoints: usize,
     /// Number of nodes that can be used, this one included.

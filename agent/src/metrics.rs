@@ -108,7 +108,13 @@ fn packets(registry: &mut Registry, figures: &Figures) {
         registry,
         "events_lost",
         "Dropped packets without an event, by reason: its budget was used, or the ring was full",
-        figures.events_lost.iter().map(|(reason, count)| ([("reason", reason.name())], *count)),
+        figures.events_lost.drops.iter().map(|(reason, count)| ([("reason", reason.name())], *count)),
+    );
+    counters(
+        registry,
+        "monitor_events_lost",
+        "First packets of new flows, and captured packets, that somebody wanted to see and that did not fit the ring, by kind of event",
+        figures.events_lost.others.iter().map(|(kind, count)| ([("kind", kind.name())], *count)),
     );
 }
 
@@ -258,6 +264,8 @@ mod tests {
     use crate::conditions::ConditionName;
     use crate::dataplane::flows::{Collected, Fill};
     use crate::dataplane::maps::Counters;
+    use crate::dataplane::packet_events::LostCounts;
+    use podwire_common::event::Kind;
     use podwire_common::reason::{Drop, Path};
     use podwire_common::tables::Table;
     use std::collections::BTreeMap;
@@ -272,7 +280,10 @@ mod tests {
         let fill = BTreeMap::from([(Table::Endpoints, Fill { entries: 4, capacity: 1024 })]);
         let figures = Figures {
             counters,
-            events_lost: vec![(Drop::Multicast, 2)],
+            events_lost: LostCounts {
+                drops: vec![(Drop::Multicast, 2)],
+                others: vec![(Kind::Flow, 7), (Kind::Translation, 8), (Kind::Packet, 9)],
+            },
             endpoints: 4,
             nodes: 2,
             addresses: 253,
@@ -300,6 +311,7 @@ mod tests {
             r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
             r#"podwire_events_lost_total{reason="multicast"} 2"#,
+            r#"podwire_monitor_events_lost_total{kind="translation"} 8"#,
             "# TYPE podwire_endpoints gauge",
             "podwire_endpoints 4",
             "podwire_programs_reattached_total 2",

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
-use crate::dataplane::packet_events::{self, EventBudgets, EventRing, EventSwitch};
+use crate::dataplane::packet_events::{self, EventRing, EventSwitch, LostEvents};
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
 use crate::durations::Durations;
@@ -66,7 +66,7 @@ pub struct Daemon {
     /// Result of the collector's last round.
     collected: Collected,
     /// `None`: nobody has taken the ring of the programs' events.
-    event_budgets: Option<Arc<EventBudgets>>,
+    lost_events: Option<Arc<LostEvents>>,
     memory: status::Memory,
 }
 
@@ -109,7 +109,7 @@ impl Daemon {
             configuration: Configuration::new(&config),
             health: Health::new(&config, before, why.clone()),
             collected: Collected::default(),
-            event_budgets: None,
+            lost_events: None,
             memory: status::Memory::new(capabilities),
             state: State {
                 model,
@@ -176,8 +176,8 @@ impl Daemon {
     /// # Errors
     /// [`Error::Dataplane`].
     pub fn event_ring(&mut self) -> Result<(EventRing, EventSwitch), Error> {
-        let (ring, budgets, switch) = packet_events::take(&mut self.state.executor.dataplane.ebpf)?;
-        self.event_budgets = Some(budgets);
+        let (ring, lost, switch) = packet_events::take(&mut self.state.executor.dataplane.ebpf)?;
+        self.lost_events = Some(lost);
         Ok((ring, switch))
     }
 
@@ -355,7 +355,7 @@ impl Daemon {
         });
         let mut collected = self.collected.clone();
         collected.fill.extend(executor.dataplane.maps.fill());
-        let events_lost = self.event_budgets.as_deref().map(EventBudgets::lost).transpose();
+        let events_lost = self.lost_events.as_deref().map(LostEvents::read).transpose();
         let events_lost = events_lost.unwrap_or_else(|error| {
             error!("could not read how many events were lost: {error}");
             None

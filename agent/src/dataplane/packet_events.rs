@@ -16,31 +16,39 @@ use super::maps::{self, map_error};
 /// The ring of one load of the programs, with the only reader that a ring can have.
 pub struct EventRing(RingBuf<MapData>);
 
-/// What the programs count about their events of drops.
-pub struct EventBudgets(PerCpuArray<MapData, Budget>);
+/// What the programs of one load count about events that they could not write.
+pub struct LostEvents {
+    budgets: PerCpuArray<MapData, Budget>,
+    verdicts: PerCpuArray<MapData, u64>,
+}
+
+/// Number of events that the programs could not write, since they were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LostCounts {
+    /// Dropped packets without an event, by reason.
+    pub drops: Vec<(Drop, u64)>,
+    /// Events of all other kinds that did not fit the ring.
+    pub others: Vec<(Kind, u64)>,
+}
 
 /// What the programs of one load write, and how much of it they could not write.
 pub struct EventSwitch {
-    budgets: Arc<EventBudgets>,
-    verdicts_lost: PerCpuArray<MapData, u64>,
+    lost: Arc<LostEvents>,
     section: Array<MapData, Listening>,
     now: Listening,
 }
 
-/// Takes the ring, the budgets and the switch out of the loaded object. The programs go on writing
+/// Takes the ring, the counters and the switch out of the loaded object. The programs go on writing
 /// to the ring.
 ///
 /// # Errors
 /// [`DataplaneError::Map`]; [`DataplaneError::Load`] if they were taken before.
-pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, Arc<EventBudgets>, EventSwitch), DataplaneError> {
-    let budgets = Arc::new(EventBudgets(maps::take(ebpf, EVENT_BUDGETS)?));
-    let switch = EventSwitch {
-        budgets: Arc::clone(&budgets),
-        verdicts_lost: maps::take(ebpf, VERDICTS_LOST)?,
-        section: maps::take(ebpf, LISTENING)?,
-        now: Listening::NOBODY,
-    };
-    Ok((EventRing(maps::take(ebpf, EVENTS)?), budgets, switch))
+pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, Arc<LostEvents>, EventSwitch), DataplaneError> {
+    let (budgets, verdicts) = (maps::take(ebpf, EVENT_BUDGETS)?, maps::take(ebpf, VERDICTS_LOST)?);
+    let lost = Arc::new(LostEvents { budgets, verdicts });
+    let section = maps::take(ebpf, LISTENING)?;
+    let switch = EventSwitch { lost: Arc::clone(&lost), section, now: Listening::NOBODY };
+    Ok((EventRing(maps::take(ebpf, EVENTS)?), lost, switch))
 }
 
 /// A record of the ring.
@@ -68,17 +76,29 @@ impl EventRing {
     }
 }
 
-impl EventBudgets {
-    /// Returns how many packets of each reason have no event, since the programs were loaded.
+impl LostEvents {
+    /// Reads all counters.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
-    pub fn lost(&self) -> Result<Vec<(Drop, u64)>, DataplaneError> {
+    pub fn read(&self) -> Result<LostCounts, DataplaneError> {
+        let others = [Kind::Flow, Kind::Translation, Kind::Packet].into_iter();
+        let others: Result<_, _> = others.map(|kind| self.of(kind).map(|count| (kind, count))).collect();
+        Ok(LostCounts { drops: self.drops()?, others: others? })
+    }
+
+    fn drops(&self) -> Result<Vec<(Drop, u64)>, DataplaneError> {
         let of = |reason: &Drop| {
-            let of_cpus = self.0.get(&(*reason as u32), 0).map_err(map_error("read", EVENT_BUDGETS))?;
+            let of_cpus = self.budgets.get(&(*reason as u32), 0).map_err(map_error("read", EVENT_BUDGETS))?;
             Ok((*reason, of_cpus.iter().map(|budget| budget.lost).sum()))
         };
         Drop::ALL.iter().map(of).collect()
+    }
+
+    /// The kind is not [`Kind::Drop`].
+    fn of(&self, kind: Kind) -> Result<u64, DataplaneError> {
+        let of_cpus = self.verdicts.get(&(kind as u32), 0);
+        Ok(of_cpus.map_err(map_error("read", VERDICTS_LOST))?.iter().sum())
     }
 }
 
@@ -88,7 +108,7 @@ impl EventSwitch {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn lost_flows(&self) -> Result<u64, DataplaneError> {
-        [Kind::Flow, Kind::Translation].into_iter().map(|kind| self.lost_of(kind)).sum()
+        [Kind::Flow, Kind::Translation].into_iter().map(|kind| self.lost.of(kind)).sum()
     }
 
     /// Returns how many packets did not fit the ring, since the programs were loaded.
@@ -96,12 +116,7 @@ impl EventSwitch {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn lost_packets(&self) -> Result<u64, DataplaneError> {
-        self.lost_of(Kind::Packet)
-    }
-
-    fn lost_of(&self, kind: Kind) -> Result<u64, DataplaneError> {
-        let of_cpus = self.verdicts_lost.get(&(kind as u32), 0);
-        Ok(of_cpus.map_err(map_error("read", VERDICTS_LOST))?.iter().sum())
+        self.lost.of(Kind::Packet)
     }
 
     /// Returns how many wanted drops have no event, since the programs were loaded.
@@ -109,7 +124,7 @@ impl EventSwitch {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn lost_drops(&self) -> Result<u64, DataplaneError> {
-        Ok(self.budgets.lost()?.iter().map(|(_, lost)| lost).sum())
+        Ok(self.lost.drops()?.iter().map(|(_, lost)| lost).sum())
     }
 
     /// Returns what the programs write.

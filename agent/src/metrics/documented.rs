@@ -11,7 +11,7 @@ const DOCUMENT: &str = "../docs/metrics.md";
 /// The variable that makes this test write the document instead of comparing it.
 const WRITE: &str = "PODWIRE_WRITE_DOCS";
 /// Labels with values that the page lists: they are few and do not depend on the node.
-const LISTED: [&str; 3] = ["outcome", "verb", "what"];
+const LISTED: [&str; 4] = ["kind", "outcome", "verb", "what"];
 const HEAD: &str = "\
 # Metrics
 

@@ -43,6 +43,7 @@ mod life;
 mod link_addresses;
 mod links;
 mod loopback;
+mod lost_events;
 mod monitor;
 mod mtu;
 mod mtu_table;
