@@ -19,7 +19,7 @@ use podwire_core::node_links::{LinkPattern, LinkRules};
 use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
 use crate::netns;
-use crate::nodes::kube::Access;
+use crate::objects::client::Access;
 use crate::operator;
 use crate::sysctl::Switches;
 

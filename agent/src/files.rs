@@ -3,7 +3,7 @@
 use podwire_cni::protocol::codes;
 use rustix::process::geteuid;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -111,13 +111,35 @@ pub(crate) fn replace_after(
     mode: u32,
     written: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), FileError> {
+    replace_by(path, mode, |file| file.write_all(bytes), written)
+}
+
+/// Like [`replace`], for a content that `write` makes piece by piece.
+pub(crate) fn replace_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let buffered = |file: &mut File| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.flush()
+    };
+    replace_by(path, 0o600, buffered, || Ok(()))
+}
+
+fn replace_by(
+    path: &Path,
+    mode: u32,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+    written: impl FnOnce() -> io::Result<()>,
+) -> Result<(), FileError> {
     let temporary = path.with_extension(BEGUN);
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         // The umask, or the file of an earlier attempt, may give another mode.
         file.set_permissions(Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
+        fill(&mut file)?;
         file.sync_all()?;
         written()?;
         fs::rename(&temporary, path)

@@ -2,11 +2,11 @@
 //!
 //! Sources (`cni_server`, `nodes`, `link_watch`, `watched_file`, and in `main` the clock, the
 //! collector and the signals) send `events` to the one owner of state, `daemon`. Sources do not
-//! know the daemon. The crate `podwire-core` decides what the kernel should hold and which
-//! operations lead there; it has no access to kernel or disk. These modules access the kernel:
-//! `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack` and
-//! `sysctl`. These modules access the disk: `store`, `before`, `claim`, `files`, `lock`,
-//! `cni_configuration` and `host_local`.
+//! know the daemon. Sources of Kubernetes' objects share `objects`. The crate `podwire-core` decides
+//! what the kernel should hold and which operations lead there; it has no access to kernel or disk.
+//! These modules access the kernel: `dataplane` (BPF), `links` (devices, addresses, routes),
+//! `firewall` (read only), `conntrack` and `sysctl`. These modules access the disk: `store`,
+//! `before`, `claim`, `files`, `lock`, `cni_configuration` and `host_local`.
 
 pub mod before;
 pub mod cgroup2;
@@ -43,6 +43,7 @@ pub mod monitor;
 pub mod netns;
 pub mod nodes;
 pub mod non_masquerade;
+pub mod objects;
 pub mod operator;
 pub mod packet_events;
 pub mod packet_filter;

@@ -21,8 +21,10 @@ use podwire::log_level;
 use podwire::migrate_flannel;
 use podwire::monitor;
 use podwire::nodes::file;
-use podwire::nodes::kube::{Pace, Source};
+use podwire::nodes::kube::Source;
 use podwire::non_masquerade;
+use podwire::objects::Pace;
+use podwire::objects::client::Server;
 use podwire::operator;
 use podwire::packet_events::{self, Listeners};
 use podwire::store::{NODES, Store};
@@ -198,16 +200,12 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
-    let api = Source {
-        server: config.api.clone(),
-        node_name: config.node_name.clone(),
-        cache: config.places.state_dir.join(NODES),
-        pace: Pace::default(),
+    // Fail before the node is changed.
+    let api = match nodes {
+        Some(_) => None,
+        None => Some(Server::new(config.api.clone(), Pace::default().silence).await?),
     };
-    if nodes.is_none() {
-        // Fail before the node is changed.
-        api.server.check().await?;
-    }
+    let (node_name, state_dir) = (config.node_name.clone(), config.places.state_dir.clone());
     let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
 
     let server = ListeningSocket::bind(&socket, socket_lock)?;
@@ -224,10 +222,15 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
     let mut watching = JoinSet::new();
     watching.spawn(lasting(link_watch::watch(events.clone())));
-    match nodes {
-        Some(file) => watching.spawn(lasting(file::watch(file, events.clone()))),
-        None => watching.spawn(lasting(api.watch(events.clone(), daemon.readiness()))),
-    };
+    if let Some(file) = nodes {
+        watching.spawn(lasting(file::watch(file, events.clone())));
+    }
+    if let Some(server) = api {
+        let (saved, pace, looks) = (state_dir.join(NODES), Pace::default(), Source::LOOKS);
+        let source = Source { server, node_name, saved, pace, looks };
+        let watch = source.watch(events.clone(), daemon.readiness());
+        watching.spawn(async { Ok(watch.await) });
+    }
     if let Some(excluded) = excluded {
         watching.spawn(lasting(non_masquerade::watch(excluded, events.clone())));
     }

@@ -1,35 +1,19 @@
 //! Reads Node objects from a file, and watches the file.
 
-use std::io::{BufRead as _, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use podwire_core::cluster::NodeList;
-use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::objects::{self, Entries};
+use super::objects::Entries;
 use crate::events::Event;
+use crate::objects::list;
 use crate::watched_file::{WatchError, Watched};
 
-/// Bytes that are read at a time.
-const CHUNK: usize = 64 << 10;
 /// Largest size of the file in bytes: twice the 30 MB of 5,000 nodes.
 const LARGEST: u64 = 64 << 20;
-
-/// The reason why a file as a whole cannot be used.
-#[derive(Debug, Error)]
-pub enum FileError {
-    /// The text is neither JSON nor YAML.
-    #[error("decode the node list {}: {reason} (expected: the output of `kubectl get nodes -o json` or `-o yaml`)", path.display())]
-    Decode {
-        /// The file.
-        path: PathBuf,
-        /// The place and the reason.
-        reason: String,
-    },
-}
 
 /// Sends the file's content as an event now and after every change. If the file cannot be used, the
 /// event says why.
@@ -39,7 +23,7 @@ pub enum FileError {
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
     let file = Watched { what: "the node list", path: path.clone(), limit: LARGEST };
     file.watch(&events, move |file| match file {
-        Ok(file) => match parse(&path, file) {
+        Ok(file) => match list::parse(&path, file) {
             Ok(Entries { records, problems }) => {
                 info!(path = %path.display(), nodes = records.len(), "node list read");
                 Event::Nodes(NodeList { records, problems, age: Duration::ZERO })
@@ -51,39 +35,27 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
     .await
 }
 
-/// Decodes a `List` of nodes or a single node. Leaves out entries that do not decode, and names
-/// them among the problems.
-///
-/// Decodes one entry at a time, because a list of 5,000 nodes has 30 MB. JSON is decoded while it
-/// is read; the text of YAML is held as a whole.
-///
-/// # Errors
-/// [`FileError::Decode`] when the text as a whole is neither.
-pub(super) fn parse(path: &Path, file: impl Read) -> Result<Entries, FileError> {
-    let decode = || {
-        let mut reader = BufReader::with_capacity(CHUNK, file);
-        let start = reader.fill_buf().map_err(|error| error.to_string())?;
-        let is_json = start.trim_ascii_start().starts_with(b"{");
-        if is_json { objects::from_json(reader) } else { objects::from_yaml(reader) }
-    };
-    decode().map_err(|reason| FileError::Decode { path: path.into(), reason })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
     use std::net::IpAddr;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
     use std::process::Command;
 
     use serde_json::Value;
 
     use super::*;
+    use crate::objects::list::FileError;
     use podwire_core::cluster::{NodeProblem, NodeRecord};
 
     const JSON: &str = include_str!("../../../testdata/kubernetes/nodes.json");
     const YAML: &str = include_str!("../../../testdata/kubernetes/nodes.yaml");
     const DUAL: &str = include_str!("../../../testdata/dual-stack/nodes.json");
+
+    fn parse(path: &Path, text: &[u8]) -> Result<Entries, FileError> {
+        list::parse(path, text)
+    }
 
     fn parsed(text: &str) -> (Vec<NodeRecord>, Vec<NodeProblem>) {
         let Entries { records, problems } = parse(Path::new("nodes"), text.as_bytes()).unwrap();

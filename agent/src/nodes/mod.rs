@@ -1,7 +1,6 @@
 //! The sources of the node list: the API server, or a file.
 
 pub mod file;
-mod json;
 pub mod kube;
 mod objects;
 

@@ -1,16 +1,13 @@
 //! Node objects, as `kubectl get nodes -o json` (or `-o yaml`) prints them.
 
-use std::fmt;
-use std::io::Read;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podwire_core::cluster::flannel::{Annotations, Lease};
 use podwire_core::cluster::{ENTRY, NodeProblem, NodeRecord};
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::json::Json;
+use crate::objects::list;
 
 /// The type of the addresses over which nodes reach each other.
 const INTERNAL_ADDRESS: &str = "InternalIP";
@@ -19,8 +16,6 @@ pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 /// The most entries of a list: four times the nodes of the largest clusters.
 const MAX_ENTRIES: usize = 20_000;
-/// The deepest nesting of YAML. A Node object has fewer than 10 levels.
-const MAX_DEPTH: usize = 64;
 
 /// The entries of a list that were read.
 #[derive(Debug, Default)]
@@ -29,35 +24,33 @@ pub(super) struct Entries {
     pub(super) problems: Vec<NodeProblem>,
 }
 
-/// Reads JSON, and holds one entry at a time.
-pub(super) fn from_json(reader: impl Read) -> Result<Entries, String> {
-    let mut deserializer = serde_json::Deserializer::from_reader(reader);
-    let document = Document::deserialize(&mut deserializer);
-    let document = document.and_then(|document| deserializer.end().map(|()| document));
-    document.map_err(|error| error.to_string())?.entries()
+impl list::Entries for Entries {
+    const WHAT: &'static str = "the node list";
+    const COMMAND: &'static str = "kubectl get nodes";
+    const LISTS: &'static [&'static str] = &["List", "NodeList"];
+    const OBJECTS: &'static [&'static str] = &["Node"];
+    const MOST: usize = MAX_ENTRIES;
+
+    fn add_json(&mut self, text: &str) {
+        let number = self.len() + 1;
+        match decode(text, || format!("entry {number}")) {
+            Ok(record) => self.records.push(record),
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.records.len() + self.problems.len()
+    }
 }
 
-/// Reads YAML. Holds the text as a whole, but only one decoded entry at a time.
-pub(super) fn from_yaml(reader: impl Read) -> Result<Entries, String> {
-    let text = std::io::read_to_string(reader).map_err(|error| error.to_string())?;
-    // The budget counts the whole document, including parts that are not kept. So its other limits
-    // are off, and the lists of large clusters pass.
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        budget: serde_saphyr::budget! {
-            max_depth: MAX_DEPTH,
-            max_nodes: usize::MAX,
-            max_events: usize::MAX,
-            max_total_scalar_bytes: usize::MAX,
-        },
-    };
-    let document: Document =
-        serde_saphyr::from_str_with_options(&text, options).map_err(|error| error.to_string())?;
-    document.entries()
-}
-
-fn other_kind(kind: Option<&str>) -> String {
-    kind.map_or_else(|| "there is no `kind`".into(), |kind| format!("`kind` is `{kind}`"))
+/// Decodes a Node object. `unnamed` names an object without a name.
+pub(super) fn decode(text: &str, unnamed: impl FnOnce() -> String) -> Result<NodeRecord, NodeProblem> {
+    let decoded = serde_json::from_str::<NodeObject>(text).map_err(|error| error.to_string());
+    decoded.and_then(NodeRecord::try_from).map_err(|reason| {
+        let entry = name_of(text).map_or_else(unnamed, |name| format!("{ENTRY}{name}"));
+        NodeProblem::Malformed { entry, reason }
+    })
 }
 
 /// Returns the name in an entry that does not decode.
@@ -73,85 +66,8 @@ fn name_of(text: &str) -> Option<String> {
     serde_json::from_str(text).ok().map(|named: Named| named.metadata.name)
 }
 
-impl Entries {
-    pub(super) fn add_json(&mut self, text: &str) {
-        let decoded = serde_json::from_str::<NodeObject>(text).map_err(|error| error.to_string());
-        match decoded.and_then(NodeRecord::try_from) {
-            Ok(record) => self.records.push(record),
-            Err(reason) => {
-                let number = self.len() + 1;
-                let entry =
-                    name_of(text).map_or_else(|| format!("entry {number}"), |name| format!("{ENTRY}{name}"));
-                self.problems.push(NodeProblem::Malformed { entry, reason });
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.records.len() + self.problems.len()
-    }
-}
-
-/// A list, or one node. `kind` says which, and it comes after the entries.
-#[derive(Deserialize)]
-struct Document {
-    kind: Option<String>,
-    #[serde(default)]
-    items: Entries,
-    metadata: Option<Json>,
-    spec: Option<Json>,
-    status: Option<Json>,
-}
-
-impl Document {
-    fn entries(self) -> Result<Entries, String> {
-        match self.kind.as_deref() {
-            Some("List" | "NodeList") => Ok(self.items),
-            Some("Node") => {
-                let part = |part: &Option<Json>| part.as_ref().map_or("null", |Json(text)| text).to_owned();
-                let [metadata, spec, status] = [&self.metadata, &self.spec, &self.status].map(part);
-                let mut entries = Entries::default();
-                entries.add_json(&format!(r#"{{"metadata":{metadata},"spec":{spec},"status":{status}}}"#));
-                Ok(entries)
-            }
-            kind => Err(other_kind(kind)),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneByOne;
-
-        impl<'de> Visitor<'de> for OneByOne {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of nodes in `items`")
-            }
-
-            fn visit_unit<E>(self) -> Result<Entries, E> {
-                Ok(Entries::default())
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Entries, A::Error> {
-                let mut entries = Entries::default();
-                while let Some(Json(item)) = items.next_element()? {
-                    if entries.len() == MAX_ENTRIES {
-                        return Err(A::Error::custom(format!("there are more than {MAX_ENTRIES} entries")));
-                    }
-                    entries.add_json(&item);
-                }
-                Ok(entries)
-            }
-        }
-
-        deserializer.deserialize_any(OneByOne)
-    }
-}
-
-/// The fields of a Node object that the agent reads; it skips all others. The cache holds nodes in
-/// this form, too.
+/// The fields of a Node object that the agent reads; it skips all others. The saved list holds
+/// nodes in this form, too.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NodeObject {
@@ -290,5 +206,78 @@ impl From<&NodeRecord> for NodeObject {
                 node_info: Some(NodeInfo { operating_system: record.operating_system.clone() }),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::before;
+    use crate::objects::saved;
+    use serde_json::json;
+    use std::path::Path;
+
+    fn encode(records: &[NodeRecord]) -> Vec<u8> {
+        let items: Vec<_> = records.iter().map(NodeObject::from).collect();
+        let mut text = Vec::new();
+        saved::encode("NodeList", &items, &mut text).unwrap();
+        text
+    }
+
+    fn load(path: &Path) -> Option<Entries> {
+        let (entries, age) = saved::read(path).ok().flatten()?;
+        assert!(!age.is_zero(), "a saved list has an age, and only a current list has none");
+        Some(entries)
+    }
+
+    fn record(name: &str) -> NodeRecord {
+        let annotations = json!({
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data": r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:01"}"#,
+        });
+        let flannel = Lease::from_annotations(serde_json::from_value(annotations).unwrap());
+        assert!(!flannel.as_ref().unwrap().vtep_macs().is_empty());
+        NodeRecord {
+            name: name.into(),
+            uid: Some("0c11".into()),
+            created: Some("2026-11-01T10:00:00Z".into()),
+            pod_networks: vec!["10.244.2.0/24".parse().unwrap()],
+            cordoned: true,
+            internal_addresses: vec!["10.200.0.2".parse().unwrap()],
+            operating_system: Some("linux".into()),
+            network_unavailable: false,
+            flannel,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        let records = [record("node2"), NodeRecord { name: "bare".into(), ..NodeRecord::default() }];
+        std::fs::write(&path, encode(&records)).unwrap();
+        let list = load(&path).unwrap();
+        assert_eq!(list.records, records);
+        assert_eq!(list.problems, []);
+    }
+
+    #[test]
+    fn what_another_boot_has_left_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        let text = String::from_utf8(encode(&[record("node2")])).unwrap();
+        let boot = before::boot().unwrap();
+        assert!(text.contains(&boot), "{text}");
+        std::fs::write(&path, text.replace(&boot, "another")).unwrap();
+        assert!(load(&path).is_none());
+    }
+
+    #[test]
+    fn nothing_and_half_a_file_are_no_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        assert!(load(&path).is_none());
+        std::fs::write(&path, &encode(&[record("node2")])[..40]).unwrap();
+        assert!(load(&path).is_none());
     }
 }

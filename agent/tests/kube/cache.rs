@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use podwire::events::Event;
-use podwire::nodes::kube::Pace;
+use podwire::objects::Pace;
 use serde_json::Value;
 use tempfile::TempDir;
 use xtask::api_server::{ApiServer, Fault};

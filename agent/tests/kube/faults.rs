@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podwire::events::Event;
-use podwire::nodes::kube::Pace;
+use podwire::objects::Pace;
 use xtask::api_server::Fault;
 
 use crate::watching::{Watching, by_url, eventually, node, open, pace, server};

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use clap::Parser;
 use podwire::events::Readiness;
-use podwire::nodes::kube::Access;
+use podwire::objects::client::Access;
 use podwire_core::cluster::NodeRecord;
 use tempfile::TempDir;
 use xtask::api_server::Certificate;

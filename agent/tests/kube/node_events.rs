@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use podwire::conditions::{ConditionName, Conditions};
 use podwire::events::Event;
-use podwire::nodes::kube::Pace;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use xtask::api_server::Fault;
@@ -25,8 +24,8 @@ struct Agent {
 
 impl Agent {
     fn of(server: &Server) -> Self {
-        let pace = Pace { looks: Duration::from_millis(10), ..server.pace() };
-        let watching = Watching::with(server.access(), pace, tempfile::tempdir().unwrap());
+        let (folder, looks) = (tempfile::tempdir().unwrap(), Duration::from_millis(10));
+        let watching = Watching::looking(server.access(), server.pace(), folder, looks);
         Self { watching, conditions: Conditions::default(), asked: None }
     }
 

@@ -1,7 +1,7 @@
 //! A cluster's own API server that restarts while an agent uses it.
 
 use podwire::events::Event;
-use podwire::nodes::kube::Pace;
+use podwire::objects::Pace;
 use xtask::envtest::Binaries;
 
 use crate::cluster::Cluster;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use podwire::nodes::kube::{Access, Pace};
+use podwire::objects::Pace;
+use podwire::objects::client::Access;
 use serde_json::Value;
 use tempfile::TempDir;
 use xtask::api_server::ApiServer;

@@ -2,14 +2,11 @@
 
 use std::net::IpAddr;
 
-use podwire::nodes::kube::{Access, Source};
-use tokio::sync::{mpsc, watch};
+use podwire::objects::client::{Access, Server};
 use xtask::envtest::Binaries;
 
 use crate::cluster::Cluster;
-use crate::watching::{
-    LOOPBACKS, OWN, Watching, by_kubeconfig, certificate_of, node, open_https, pace, server,
-};
+use crate::watching::{LOOPBACKS, Watching, by_kubeconfig, certificate_of, node, open_https, pace, server};
 
 #[tokio::test]
 async fn a_token_that_has_expired_is_read_again() {
@@ -109,13 +106,9 @@ async fn a_new_authority_is_read(loopback: IpAddr) {
     assert_eq!(watching.names().await, ["node1", "node2"]);
 }
 
-/// Returns the error with which a source refuses to start.
-async fn refusal(server: Access) -> String {
-    let (events, _queue) = mpsc::channel(1);
-    let (_readiness, is_ready) = watch::channel(podwire::events::Readiness::Ready);
-    let source =
-        Source { server, node_name: OWN.into(), cache: "/nonexistent/nodes.json".into(), pace: pace() };
-    source.watch(events, is_ready).await.unwrap_err().to_string()
+/// Returns the error with which the agent refuses to start.
+async fn refusal(access: Access) -> String {
+    Server::new(access, pace().silence).await.unwrap_err().to_string()
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podwire::events::{Event, Readiness};
-use podwire::nodes::kube::{Access, Pace, Source};
+use podwire::nodes::kube::Source;
+use podwire::objects::Pace;
+use podwire::objects::client::{Access, Server as ApiOfAgent};
 use podwire_core::cluster::NodeList;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,10 +32,9 @@ pub fn pace() -> Pace {
         silence: Duration::from_secs(1),
         patience: Duration::from_secs(20),
         rest: Duration::from_millis(20),
+        doubt: Duration::from_millis(20),
         saving: Duration::from_millis(50),
         pause: Duration::from_millis(300),
-        // Only the tests of Events look.
-        looks: Duration::from_secs(3600),
     }
 }
 
@@ -102,12 +103,21 @@ impl Watching {
         Self::with(server.access(), server.pace(), tempfile::tempdir().unwrap())
     }
 
-    pub fn with(server: Access, pace: Pace, folder: TempDir) -> Self {
+    pub fn with(access: Access, pace: Pace, folder: TempDir) -> Self {
+        // Only the tests of Events look.
+        Self::looking(access, pace, folder, Duration::from_secs(3600))
+    }
+
+    /// Starts a source that looks for conditions without an Event after each pause of `looks`.
+    pub fn looking(access: Access, pace: Pace, folder: TempDir, looks: Duration) -> Self {
         let (sender, events) = mpsc::channel(16);
         let (readiness, is_ready) = watch::channel(Readiness::Waiting("the test says so".into()));
-        let cache = folder.path().join("nodes.json");
-        let source = Source { server, node_name: OWN.into(), cache, pace };
-        let task = tokio::spawn(async { source.watch(sender, is_ready).await.unwrap() });
+        let saved = folder.path().join("nodes.json");
+        let task = tokio::spawn(async move {
+            let server = ApiOfAgent::new(access, pace.silence).await.unwrap();
+            let source = Source { server, node_name: OWN.into(), saved, pace, looks };
+            source.watch(sender, is_ready).await;
+        });
         Self { events, readiness, task, folder }
     }
 

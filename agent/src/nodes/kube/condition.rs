@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::super::objects::NETWORK_UNAVAILABLE;
-use super::Source;
-use super::client::whole;
-use super::object::WatchedNode;
+use super::{Nodes, Source};
 use crate::events::Readiness;
+use crate::objects::client::whole;
+use crate::objects::watched::Watched;
 
 /// The pause after an attempt, whether it failed or has no visible effect yet. It doubles after
 /// each further attempt.
@@ -54,7 +54,7 @@ pub(super) async fn see_to(
 /// Sets the condition with a new client: this happens rarely.
 async fn set_to_false(source: &Source) -> Result<(), String> {
     let patch = Patch::Strategic(false_now());
-    let nodes = Api::<WatchedNode>::all(source.client().await?);
+    let nodes = Api::<Watched<Nodes>>::all(source.server.writer().await?);
     let patched = nodes.patch_status(&source.node_name, &PatchParams::default(), &patch).await;
     patched.map(|_| ()).map_err(|error| whole(&error))
 }

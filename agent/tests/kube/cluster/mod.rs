@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{Method, Request, StatusCode};
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
-use podwire::nodes::kube::Access;
+use podwire::objects::client::Access;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xtask::envtest::Binaries;

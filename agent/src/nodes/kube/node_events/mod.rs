@@ -21,9 +21,9 @@ use tracing::{debug, info, warn};
 
 use self::told::{Says, Series, Told, Write};
 use super::Source;
-use super::client::whole;
 use crate::conditions::Conditions;
 use crate::events::Event;
+use crate::objects::client::whole;
 
 /// Events about an object without a namespace are in this one. The agent's Role is there, too.
 const NAMESPACE: &str = "default";
@@ -36,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Writes Events until the owner of state has ended.
 pub(super) async fn tell(source: Source, events: mpsc::Sender<Event>) {
     let mut told = Told::new(Instant::now());
-    let mut pause = source.pace.looks;
+    let mut pause = source.looks;
     let mut is_failing = false;
     loop {
         tokio::time::sleep(pause).await;
@@ -47,7 +47,7 @@ pub(super) async fn tell(source: Source, events: mpsc::Sender<Event>) {
         let Ok(conditions) = answer.await else { continue };
         match write_all(&source, &mut told, &conditions).await {
             Ok(written) => {
-                pause = source.pace.looks;
+                pause = source.looks;
                 if written > 0 && std::mem::take(&mut is_failing) {
                     info!("the API server takes Events about this node's conditions again");
                 }
@@ -77,7 +77,7 @@ async fn write_all(source: &Source, told: &mut Told, conditions: &Conditions) ->
     while let Some(write) = told.next(conditions, now) {
         let api = match &mut api {
             Some(api) => api,
-            None => api.insert(Api::namespaced(source.client().await?, NAMESPACE)),
+            None => api.insert(Api::namespaced(source.server.writer().await?, NAMESPACE)),
         };
         let series = send(api, &source.node_name, &write).await.map_err(|error| said(&error))?;
         told.wrote(write, series, now);

@@ -2,21 +2,24 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 use kube::Client;
-use kube::client::ClientBuilder;
+use kube::client::{Body, ClientBuilder};
 use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use thiserror::Error;
 use tokio::sync::watch;
 use tower::limit::RateLimitLayer;
 use tower::util::{MapRequestLayer, MapResponseLayer};
+use tracing::warn;
 
 /// The time limit for making a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The most requests in a period: enough for the pages of the largest cluster. A request that ends
-/// without an error is repeated at once, so only this limit slows it down.
+/// The most requests for one kind of objects in a period: enough for the pages of the largest
+/// cluster. A request that ends without an error is repeated at once, so only this limit slows it
+/// down.
 const REQUESTS: (u64, Duration) = (30, Duration::from_secs(6));
 
 /// The API server's address, and the agent's credentials for it. The default is what every pod
@@ -81,22 +84,12 @@ fn parse_url(text: &str) -> Result<http::Uri, String> {
 }
 
 impl Access {
-    /// Checks that the options name an API server, and that the named files can be read. Sends no
-    /// request.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn check(&self) -> Result<(), ClientError> {
-        let config = self.config(CONNECT).await?;
-        client(config, watch::channel(()).0).map(|_| ())
-    }
-
     /// Reads files and environment, and returns the configuration with the server's address. Call
     /// this again for each client, because tokens and certificates change.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub(super) async fn config(&self, silence: Duration) -> Result<Config, ClientError> {
+    async fn config(&self, silence: Duration) -> Result<Config, ClientError> {
         let mut config = match (&self.kubeconfig, &self.api_server) {
             (Some(path), _) => {
                 let wrong = |reason| ClientError::Kubeconfig { path: path.clone(), reason };
@@ -127,29 +120,131 @@ impl Access {
     }
 }
 
-/// Returns a client that reports to `answered` whenever the server has answered successfully.
-///
-/// # Errors
-/// [`ClientError::Client`].
-pub(super) fn client(config: Config, answered: watch::Sender<()>) -> Result<Client, ClientError> {
-    let url = config.cluster_url.clone();
-    let builder = ClientBuilder::try_from(config)
-        .map_err(|reason| ClientError::Client { url, reason: Box::new(reason) })?;
-    let note = MapResponseLayer::new(move |response: http::Response<_>| {
+/// An API server. The followers of all kinds of objects share one client, and with it connections
+/// and credentials.
+pub struct Server {
+    access: Access,
+    silence: Duration,
+    current: Mutex<Current>,
+}
+
+/// The client of now.
+struct Current {
+    client: Client,
+    url: String,
+    /// The certificates that the client trusts.
+    trusted: Option<Vec<Vec<u8>>>,
+    /// The number of clients before this one.
+    number: u64,
+}
+
+/// A client for the objects of one kind.
+pub(super) struct Numbered {
+    pub(super) kube: Client,
+    /// The number of the shared client behind it.
+    pub(super) number: u64,
+}
+
+impl Server {
+    /// Reads files and environment, and makes the client. Sends no request. The agent gives a
+    /// connection up after this time of `silence`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn new(access: Access, silence: Duration) -> Result<Arc<Self>, ClientError> {
+        let config = access.config(silence).await?;
+        let current = Mutex::new(Current::new(config, 0)?);
+        Ok(Arc::new(Self { access, silence, current }))
+    }
+
+    /// Returns the server's address, for messages.
+    pub(super) fn url(&self) -> String {
+        self.current().url.clone()
+    }
+
+    /// Returns a client for the objects of one kind. It reports to `answered` whenever the server
+    /// has answered a request of this client successfully. It has its own limit of requests, so
+    /// that no kind delays another one.
+    pub(super) fn client(&self, answered: watch::Sender<()>) -> Numbered {
+        let current = self.current();
+        Numbered { kube: limited(current.client.clone(), answered), number: current.number }
+    }
+
+    /// Returns a client for a write, with the token and the certificates of now.
+    pub(crate) async fn writer(&self) -> Result<Client, String> {
+        let config = self.access.config(self.silence).await.map_err(|error| whole(&error))?;
+        let current = Current::new(config, 0).map_err(|error| whole(&error))?;
+        Ok(limited(current.client, watch::channel(()).0))
+    }
+
+    /// Replaces the client of this number: its token or its certificates are no longer valid. Does
+    /// nothing if another kind's follower has replaced it already.
+    pub(super) async fn renew(&self, number: u64) {
+        if self.current().number != number {
+            return;
+        }
+        let renewed = match self.access.config(self.silence).await {
+            Ok(config) => Current::new(config, number + 1),
+            Err(error) => Err(error),
+        };
+        match renewed {
+            Ok(renewed) => *self.current() = renewed,
+            // The files may be half written at this moment. Then the old client goes on, and the
+            // agent reads the files again after the next attempt.
+            Err(error) => warn!("{error}; the agent goes on with the credentials that it read before"),
+        }
+    }
+
+    /// Returns whether the files now name other certificates than those that the client trusts.
+    pub(super) async fn trusts_what_was(&self) -> bool {
+        let now = self.access.config(self.silence).await;
+        now.is_ok_and(|now| now.root_cert != self.current().trusted)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+impl Current {
+    fn new(config: Config, number: u64) -> Result<Self, ClientError> {
+        let (url, trusted) = (config.cluster_url.clone(), config.root_cert.clone());
+        let shown = url.to_string();
+        // The builder sets up TLS: an unusable certificate shows here.
+        let builder = ClientBuilder::try_from(config)
+            .map_err(|reason| ClientError::Client { url, reason: Box::new(reason) })?;
+        let client = builder.with_layer(&MapRequestLayer::new(as_of_now)).build();
+        Ok(Self { client, url: shown, trusted, number })
+    }
+}
+
+/// Returns a client behind a client: it limits the requests, and reports to `answered`.
+fn limited(shared: Client, answered: watch::Sender<()>) -> Client {
+    let send = tower::service_fn(move |request: http::Request<Body>| {
+        let shared = shared.clone();
+        async move { shared.send(request).await }
+    });
+    let note = MapResponseLayer::new(move |response: http::Response<Body>| {
         if response.status().is_success() {
             answered.send_replace(());
         }
         response
     });
     let (requests, period) = REQUESTS;
-    let builder = builder.with_layer(&MapRequestLayer::new(as_of_now));
-    Ok(builder.with_layer(&note).with_layer(&RateLimitLayer::new(requests, period)).build())
+    let builder = ClientBuilder::new(send, "default").with_layer(&note);
+    builder.with_layer(&RateLimitLayer::new(requests, period)).build()
 }
 
 /// Makes `watcher` ask for a current list. It begins a streamed list at version 0, for which the
 /// server may send any version in its cache, however old. Without a version, the server sends the
 /// current list, as it does for a list in pages. The list must be current, because the agent
-/// removes nodes that are missing from it.
+/// removes objects that are missing from it.
 fn as_of_now<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     if path.contains("sendInitialEvents=true")
@@ -165,7 +260,7 @@ fn as_of_now<B>(mut request: http::Request<B>) -> http::Request<B> {
 }
 
 /// Returns the text of an error with its causes: libraries give the reason there.
-pub(super) fn whole(error: &dyn std::error::Error) -> String {
+pub(crate) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
