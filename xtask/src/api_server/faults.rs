@@ -9,6 +9,8 @@ pub enum Fault {
     Hang,
     /// Every answer has this status, with a Status object. Watches that exist already go on.
     Status(u16),
+    /// Every answer about this kind of objects, by its name in URLs, has this status.
+    KindRefused(&'static str, u16),
     /// Each answer ends after this number of body bytes, even in the middle of an object. Its
     /// connection ends with it.
     CutAfter(usize),

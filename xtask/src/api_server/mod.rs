@@ -1,6 +1,6 @@
-//! A Kubernetes API server, as far as a node agent sees one. It lists and watches Node objects over
-//! HTTP, with versions, bookmarks, pages, streamed lists and the errors of the real server. It takes
-//! Events. It makes faults on demand.
+//! A Kubernetes API server, as far as a node agent sees one. It lists and watches Nodes, Services
+//! and EndpointSlices over HTTP, with versions, bookmarks, pages, streamed lists and the errors of
+//! the real server. It takes Events. It makes faults on demand.
 //!
 //! The server keeps its objects in memory. If `crate::envtest` finds etcd and kube-apiserver, tests
 //! also run against them.
@@ -26,7 +26,7 @@ pub use tls::Certificate;
 use crate::lab::traffic::bound;
 
 use node_events::NodeEvents;
-use store::Store;
+use store::{Resource, Store};
 
 /// Makes the listening socket, and makes it again after a stop.
 type Bind = Box<dyn Fn() -> io::Result<TcpListener> + Send + Sync>;
@@ -60,7 +60,7 @@ struct Settings {
 }
 
 impl ApiServer {
-    /// Makes a server without nodes. It listens nowhere until [`ApiServer::listen`].
+    /// Makes a server without objects. It listens nowhere until [`ApiServer::listen`].
     ///
     /// # Errors
     /// When no runtime can be made.
@@ -118,25 +118,32 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Creates or updates a Node object. It gets a new version, and keeps its uid unless `node` has
-    /// one.
-    pub fn put(&self, node: Value) {
-        self.shared.store.put(node);
+    /// Creates or updates a Node, a Service or an EndpointSlice, as its `kind` says. It gets a new
+    /// version, and keeps its uid unless `object` has one.
+    pub fn put(&self, object: Value) {
+        self.shared.store.put(object);
     }
 
     /// Deletes a Node object. It is no error if none has this name.
     pub fn delete(&self, name: &str) {
-        self.shared.store.delete(name);
+        self.shared.store.delete(Resource::Nodes, name);
     }
 
-    /// Replaces all objects with those of a List. Objects that are equal stay as they are.
+    /// Deletes a Service or an EndpointSlice with this object's kind, namespace and name.
+    pub fn delete_like(&self, object: &Value) {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        let name = format!("{}/{}", text("namespace"), text("name"));
+        self.shared.store.delete(Resource::of(object), &name);
+    }
+
+    /// Replaces all nodes with those of a List. Nodes that are equal stay as they are.
     pub fn set(&self, list: &Value) {
-        self.shared.store.set(list["items"].as_array().map_or(&[], Vec::as_slice));
+        self.shared.store.set(Resource::Nodes, list["items"].as_array().map_or(&[], Vec::as_slice));
     }
 
-    /// Returns all objects, as `kubectl get nodes -o json` prints them.
+    /// Returns all nodes, as `kubectl get nodes -o json` prints them.
     pub fn list(&self) -> Value {
-        json!({ "apiVersion": "v1", "kind": "List", "items": self.shared.store.nodes() })
+        json!({ "apiVersion": "v1", "kind": "List", "items": self.shared.store.all(Resource::Nodes) })
     }
 
     /// Returns the current Node object.

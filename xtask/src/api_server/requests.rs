@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
-use super::store::{Change, Kind};
+use super::store::{Change, Kind, Resource};
 use super::{Fault, Shared, lock, node_events};
 
 /// The time within which a connection has sent the bytes that it was given.
@@ -24,8 +24,17 @@ const SENDING: Duration = Duration::from_millis(20);
 const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/api/v1/nodes", get(nodes))
+    let objects = |resource: Resource| {
+        get(move |State(shared): State<Arc<Shared>>, Query(parameters): Query<Parameters>| async move {
+            match parameters.watch {
+                true => watch(shared, resource, &parameters),
+                false => list(&shared, resource, &parameters),
+            }
+        })
+    };
+    Resource::ALL
+        .into_iter()
+        .fold(Router::new(), |router, resource| router.route(resource.path(), objects(resource)))
         .route("/api/v1/nodes/{name}/status", patch(patch_status))
         .route(node_events::ALL, post(node_events::create))
         .route(node_events::ONE, patch(node_events::add_to_series))
@@ -46,6 +55,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     }
     match settings.fault {
         Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::KindRefused(kind, code)) if request.uri().path().ends_with(kind) => {
+            status(code, "Fault", "this fault was asked for")
+        }
         Some(Fault::Status(code)) => status(code, "Fault", "this fault was asked for"),
         Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
         Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
@@ -53,6 +65,7 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Some(
             Fault::WatchesEnd
             | Fault::WatchesFail(_)
+            | Fault::KindRefused(..)
             | Fault::VersionsRefused(_)
             | Fault::EventsRefused(_)
             | Fault::PagesExpire,
@@ -74,11 +87,7 @@ struct Parameters {
     timeout_seconds: Option<u64>,
 }
 
-async fn nodes(State(shared): State<Arc<Shared>>, Query(parameters): Query<Parameters>) -> Response {
-    if parameters.watch { watch(shared, &parameters) } else { list(&shared, &parameters) }
-}
-
-fn list(shared: &Shared, parameters: &Parameters) -> Response {
+fn list(shared: &Shared, resource: Resource, parameters: &Parameters) -> Response {
     let settings = lock(&shared.settings).clone();
     if parameters.after.is_some() && settings.fault == Some(Fault::PagesExpire) {
         return status(410, "Expired", "The provided continue parameter is too old");
@@ -87,18 +96,20 @@ fn list(shared: &Shared, parameters: &Parameters) -> Response {
         Some((version, name)) => (Some(version.to_owned()), Some(name.to_owned())),
         None => (None, None),
     };
-    let (items, more, now) = shared.store.page(after.as_deref(), parameters.limit.unwrap_or(usize::MAX));
+    let (items, more, now) =
+        shared.store.page(resource, after.as_deref(), parameters.limit.unwrap_or(usize::MAX));
     let version = version.unwrap_or_else(|| now.to_string());
     let next = more.map_or(String::new(), |name| format!("{version}:{name}"));
     let metadata = json!({ "resourceVersion": version, "continue": next });
+    let (kind, version) = (resource.kind(), resource.api_version());
     let text = format!(
-        r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{metadata},"items":[{}]}}"#,
+        r#"{{"kind":"{kind}List","apiVersion":"{version}","metadata":{metadata},"items":[{}]}}"#,
         items.join(",")
     );
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
+fn watch(shared: Arc<Shared>, resource: Resource, parameters: &Parameters) -> Response {
     let settings = lock(&shared.settings).clone();
     if parameters.send_initial_events && !settings.streams_lists {
         let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
@@ -118,10 +129,10 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
     let mut first = Vec::new();
     let from = match parameters.resource_version.as_str() {
         "" | "0" => {
-            let (items, _, version) = shared.store.page(None, usize::MAX);
+            let (items, _, version) = shared.store.page(resource, None, usize::MAX);
             first.extend(items.iter().map(|item| line(Kind::Added, item)));
             if parameters.send_initial_events {
-                first.push(bookmark(version, true));
+                first.push(bookmark(resource, version, true));
             }
             version
         }
@@ -130,7 +141,8 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
     let listed_by = Arc::clone(&shared);
     let deadline = Instant::now() + Duration::from_secs(parameters.timeout_seconds.unwrap_or(3600));
     let bookmarks = parameters.allow_watch_bookmarks.then_some(settings.bookmarks);
-    let later = stream::unfold(Watcher::new(shared, from, deadline, bookmarks), |watcher| watcher.next());
+    let later =
+        stream::unfold(Watcher::new(shared, resource, from, deadline, bookmarks), |watcher| watcher.next());
     // Join lines into pieces: each piece costs a system call.
     let first: Vec<Bytes> = first.chunks(16).map(|lines| Bytes::from(lines.concat())).collect();
     let listing = Arc::clone(&listed_by);
@@ -148,6 +160,7 @@ fn events(lines: Body) -> Response {
 /// A watch of one client.
 struct Watcher {
     shared: Arc<Shared>,
+    resource: Resource,
     versions: tokio::sync::watch::Receiver<u64>,
     from: u64,
     deadline: Instant,
@@ -157,10 +170,16 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(shared: Arc<Shared>, from: u64, deadline: Instant, bookmarks: Option<Duration>) -> Self {
+    fn new(
+        shared: Arc<Shared>,
+        resource: Resource,
+        from: u64,
+        deadline: Instant,
+        bookmarks: Option<Duration>,
+    ) -> Self {
         let versions = shared.store.versions();
         let next_bookmark = Instant::now() + bookmarks.unwrap_or_default();
-        Self { shared, versions, from, deadline, bookmarks, next_bookmark, is_over: false }
+        Self { shared, resource, versions, from, deadline, bookmarks, next_bookmark, is_over: false }
     }
 
     async fn next(mut self) -> Option<(Bytes, Self)> {
@@ -174,7 +193,7 @@ impl Watcher {
             if fault == Some(Fault::WatchesEnd) {
                 return None;
             }
-            match self.shared.store.changes_after(self.from) {
+            match self.shared.store.changes_after(self.resource, self.from) {
                 _ if hangs => {}
                 None => {
                     self.is_over = true;
@@ -195,7 +214,7 @@ impl Watcher {
                 () = sleep_until(self.next_bookmark), if self.bookmarks.is_some() && !hangs => {
                     self.next_bookmark = Instant::now() + self.bookmarks.unwrap_or_default();
                     self.from = self.shared.store.version().max(self.from);
-                    return Some((bookmark(self.from, false).into(), self));
+                    return Some((bookmark(self.resource, self.from, false).into(), self));
                 }
             }
         }
@@ -243,12 +262,12 @@ fn error_line(status: &Value) -> String {
     format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n")
 }
 
-fn bookmark(version: u64, ends_list: bool) -> String {
+fn bookmark(resource: Resource, version: u64, ends_list: bool) -> String {
     let annotations = if ends_list { json!({ "k8s.io/initial-events-end": "true" }) } else { json!({}) };
     let metadata = json!({ "resourceVersion": version.to_string(), "annotations": annotations });
-    format!(
-        "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"Node\",\"apiVersion\":\"v1\",\"metadata\":{metadata}}}}}\n"
-    )
+    let (kind, version) = (resource.kind(), resource.api_version());
+    let object = json!({ "kind": kind, "apiVersion": version, "metadata": metadata });
+    format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n")
 }
 
 fn status_object(code: u16, reason: &str, message: &str) -> Value {
