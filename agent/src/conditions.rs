@@ -152,6 +152,10 @@ names! {
     NodeListStale, "node-list-stale", Degraded, "check that the agent can reach the API server, or read the file of --nodes";
     /// The agent does not use a node, or a part of its entry. Subject: the problem.
     NodeProblem, "node-problem", Degraded, "correct the Node object, or the entry in the file of --nodes, as the sentence says";
+    /// The agent cannot read the services, or they may be out of date.
+    ServiceListStale, "service-list-stale", Degraded, "check that the agent can reach the API server, or read the file of --services-file";
+    /// A Service or an EndpointSlice does not decode. Subject: the object.
+    ServiceProblem, "service-problem", Degraded, "correct the object, or the entry in the file of --services-file, as the sentence says";
     /// No link has this node's InternalIP.
     InternalIpAbsent, "internal-ip-absent", Degraded,
         "give the node the address, or set its kubelet's --node-ip to an address that the node has; do nothing if the cloud maps the address one to one";

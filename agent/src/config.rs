@@ -44,6 +44,15 @@ pub struct Config {
     /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
+    /// Whether the agent reads the cluster's Services and EndpointSlices.
+    #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]
+    pub services: ServiceMode,
+    /// File with the services: the output of `kubectl get services,endpointslices -A -o json` or
+    /// `-o yaml`. Default: the agent gets them from the API server.
+    ///
+    /// The agent reads the file again when it changes. It needs --services on.
+    #[arg(long, env = "PODWIRE_SERVICES_FILE", value_name = "FILE")]
+    pub services_file: Option<PathBuf>,
     /// How pod packets travel between nodes.
     #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan", value_parser = mode())]
     pub mode: Mode,
@@ -279,6 +288,15 @@ pub enum HostRulesSee {
     EachConnection,
 }
 
+/// Values of `--services`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ServiceMode {
+    /// It reads none. Another program serves services, such as kube-proxy.
+    Off,
+    /// It reads all of them.
+    On,
+}
+
 /// Values of `--link-addresses`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LinkAddresses {
@@ -318,7 +336,17 @@ impl Config {
                 "--metrics-address {own} already serves {address}: leave {address} out of --metrics-node-addresses"
             ));
         }
-        Ok(())
+        match (self.services, &self.services_file, &self.nodes) {
+            (ServiceMode::Off, Some(file), _) => Err(format!(
+                "--services-file {} has no effect, because --services is off: set --services on, or leave --services-file out",
+                file.display()
+            )),
+            (ServiceMode::On, None, Some(nodes)) => Err(format!(
+                "--services on needs --services-file here, because with --nodes {} the agent asks no API server",
+                nodes.display()
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the rules of `--uplink` and `--exclude-uplink` for links.
@@ -459,6 +487,18 @@ mod tests {
             let refusal = check(own, others).unwrap_err();
             assert!(refusal.contains("leave 10.0.0.1 out"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn services_come_from_where_the_nodes_come_from() {
+        let check = |arguments: &[&str]| parse(arguments).check();
+        assert_eq!(parse(&[]).services, ServiceMode::Off);
+        assert_eq!(check(&["--services", "on", "--services-file", "/s"]), Ok(()));
+        let refusal = check(&["--services-file", "/s"]).unwrap_err();
+        assert!(refusal.contains("--services-file /s") && refusal.contains("--services on"), "{refusal}");
+        // `parse` gives the nodes as a file.
+        let refusal = check(&["--services", "on"]).unwrap_err();
+        assert!(refusal.contains("--services-file") && refusal.contains("--nodes /n"), "{refusal}");
     }
 
     #[test]

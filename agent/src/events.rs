@@ -10,6 +10,7 @@ use podwire_cni::protocol::{Call, Reply};
 use podwire_common::tables::Table;
 use podwire_core::cluster::{NodeList, Skipped};
 use podwire_core::model::Endpoint;
+use podwire_core::services::list::{ServiceChanges, ServiceList};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -37,6 +38,14 @@ pub enum Event {
     NodeListUnusable(String),
     /// The source of the node list answered again; the last complete list is current.
     NodeListConfirmed,
+    /// All services, with the endpoints of each.
+    Services(ServiceList),
+    /// What has changed since the last event about services.
+    ServicesChanged(ServiceChanges),
+    /// The agent cannot read the services. The event has the reason.
+    ServicesUnusable(String),
+    /// The source of the services answered again; what it has sent is current.
+    ServicesConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<IpNet>, String>),
     /// The options in the file of `--config` that the agent does not run with, or what is wrong
@@ -158,6 +167,8 @@ pub struct Figures {
     pub skipped: BTreeMap<Skipped, usize>,
     /// Time for which the node list may have been out of date; zero while it is current.
     pub node_list_age: Duration,
+    /// Number of services and of their endpoints. `None`: the agent reads no services.
+    pub services: Option<(usize, usize)>,
     /// Number of addresses that the podCIDR has for pods, free or not.
     pub addresses: u32,
     /// What the collector found in the tables in its last round.

@@ -1,6 +1,6 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `link_watch`, `watched_file`, and in `main` the clock, the
+//! Sources (`cni_server`, `nodes`, `services`, `link_watch`, `watched_file`, and in `main` the clock, the
 //! collector and the signals) send `events` to the one owner of state, `daemon`. Sources do not
 //! know the daemon. Sources of Kubernetes' objects share `objects`. The crate `podwire-core` decides
 //! what the kernel should hold and which operations lead there; it has no access to kernel or disk.
@@ -49,6 +49,7 @@ pub mod packet_events;
 pub mod packet_filter;
 pub mod packet_record;
 pub mod pcapng;
+pub mod services;
 pub mod sockopt;
 pub mod status;
 pub mod store;

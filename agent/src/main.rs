@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::claim::Claim;
 use podwire::cmd::{self, completions, drops, endpoints, flows, host_ports, nodes, status};
 use podwire::cni_server;
-use podwire::config::{Config, Logging};
+use podwire::config::{Config, Logging, ServiceMode};
 use podwire::config_file::CommandLine;
 use podwire::daemon::Daemon;
 use podwire::dataplane::flows::Collector;
@@ -27,7 +27,8 @@ use podwire::objects::Pace;
 use podwire::objects::client::Server;
 use podwire::operator;
 use podwire::packet_events::{self, Listeners};
-use podwire::store::{NODES, Store};
+use podwire::services::{self, api_server};
+use podwire::store::{NODES, SERVICES, Store};
 use podwire::uninstall::{self, Options};
 use podwire::unix_socket::{self, ListeningSocket};
 use podwire::{health, housekeeping, install};
@@ -200,6 +201,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
+    let (reads_services, services_file) = (config.services == ServiceMode::On, config.services_file.clone());
     // Fail before the node is changed.
     let api = match nodes {
         Some(_) => None,
@@ -225,11 +227,17 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     if let Some(file) = nodes {
         watching.spawn(lasting(file::watch(file, events.clone())));
     }
+    if let Some(file) = services_file {
+        watching.spawn(lasting(services::file::watch(file, events.clone())));
+    } else if let (Some(server), true) = (&api, reads_services) {
+        let (server, saved) = (server.clone(), state_dir.join(SERVICES));
+        let source = api_server::Source { server, saved, pace: api_server::Source::pace() };
+        watching.spawn(endless(source.watch(events.clone())));
+    }
     if let Some(server) = api {
         let (saved, pace, looks) = (state_dir.join(NODES), Pace::default(), Source::LOOKS);
         let source = Source { server, node_name, saved, pace, looks };
-        let watch = source.watch(events.clone(), daemon.readiness());
-        watching.spawn(async { Ok(watch.await) });
+        watching.spawn(endless(source.watch(events.clone(), daemon.readiness())));
     }
     if let Some(excluded) = excluded {
         watching.spawn(lasting(non_masquerade::watch(excluded, events.clone())));
@@ -285,6 +293,12 @@ where
     anyhow::Error: From<E>,
 {
     Ok(source.await?)
+}
+
+/// Runs a source that ends only when the agent does.
+async fn endless(source: impl Future<Output = ()>) -> Result<()> {
+    source.await;
+    Ok(())
 }
 
 async fn wait() -> Result<()> {

@@ -144,6 +144,15 @@ fn nodes_and_pods(registry: &mut Registry, figures: &Figures) {
         Unit::Seconds,
         ConstGauge::new(figures.node_list_age.as_secs()),
     );
+    if let Some((services, endpoints)) = figures.services {
+        gauge(registry, "services", "Services that the agent has read, with --services on", services);
+        gauge(
+            registry,
+            "service_endpoints",
+            "Endpoints of these services in their EndpointSlices, ready or not, with --services on",
+            endpoints,
+        );
+    }
 }
 
 fn tables(registry: &mut Registry, figures: &Figures) {
@@ -286,6 +295,7 @@ mod tests {
             },
             endpoints: 4,
             nodes: 2,
+            services: Some((17, 40)),
             addresses: 253,
             reattached: 2,
             repairs: [(Repair::Pin, 6)].into(),
@@ -314,6 +324,8 @@ mod tests {
             r#"podwire_monitor_events_lost_total{kind="translation"} 8"#,
             "# TYPE podwire_endpoints gauge",
             "podwire_endpoints 4",
+            "podwire_services 17",
+            "podwire_service_endpoints 40",
             "podwire_programs_reattached_total 2",
             r#"podwire_repairs_total{what="pin"} 6"#,
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,

@@ -8,6 +8,7 @@
 //! before.json                         the node's settings before the agent changed them
 //! network-namespace.json              the network namespace of the pods
 //! nodes.json                          the last good node list of the API server
+//! services.json                       the last good services of the API server
 //! ```
 
 use podwire_cni::protocol::codes;
@@ -38,6 +39,10 @@ const ENDPOINTS: &str = "endpoints";
 pub const NODES: &str = "nodes.json";
 /// The file's name while it is being written.
 const NODES_BEGUN: &str = "nodes.tmp";
+/// The last good services of the API server.
+pub const SERVICES: &str = "services.json";
+/// The services while they are being written.
+const SERVICES_BEGUN: &str = "services.tmp";
 
 /// Version of the files under `endpoints/`.
 const FORMAT: u32 = 2;
@@ -309,8 +314,9 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<FileError> {
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(FileError::of("remove", endpoints));
     // Remove the lock last: while it is held, no agent can start here.
     let before = if restored { &[before::FILE][..] } else { &[] };
-    let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
-    let files = before.iter().chain(&others).map(|name| {
+    let saved = [NODES, NODES_BEGUN, SERVICES, SERVICES_BEGUN];
+    let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, LAST_ADDRESS, LOCK];
+    let files = before.iter().chain(&saved).chain(&others).map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(FileError::of("remove", path))
     });

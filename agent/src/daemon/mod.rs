@@ -14,6 +14,7 @@ mod health;
 mod host;
 mod names;
 mod pods;
+mod services;
 mod state;
 mod status;
 
@@ -31,7 +32,7 @@ use tracing::{debug, error, info};
 use crate::before::Before;
 use crate::claim::Claim;
 use crate::conditions::{ConditionName, Conditions};
-use crate::config::Config;
+use crate::config::{Config, ServiceMode};
 use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
@@ -53,6 +54,7 @@ use executor::{Executor, step};
 use health::Health;
 use host::Upkeep;
 use pods::Pods;
+use services::Services;
 use state::State;
 
 /// The only owner of state.
@@ -60,6 +62,7 @@ pub struct Daemon {
     state: State,
     pods: Pods,
     cluster: NodeLists,
+    services: Services,
     host: Upkeep,
     configuration: Configuration,
     health: Health,
@@ -105,6 +108,7 @@ impl Daemon {
         let mut daemon = Self {
             pods: Pods::default(),
             cluster: NodeLists::default(),
+            services: Services::default(),
             host: Upkeep::new(capabilities, bpf_lock, changes),
             configuration: Configuration::new(&config),
             health: Health::new(&config, before, why.clone()),
@@ -212,7 +216,7 @@ impl Daemon {
     }
 
     async fn take(&mut self, event: Event) {
-        let Self { state, pods, cluster, host, health, .. } = self;
+        let Self { state, pods, cluster, services, host, health, .. } = self;
         match event {
             // The plugin has given up, or is dead. It has removed its link, or the next ADD or the
             // sweep will.
@@ -227,6 +231,22 @@ impl Daemon {
             }
             Event::NodeListUnusable(reason) => cluster.do_without(state, reason),
             Event::NodeListConfirmed => cluster.confirm(state),
+            Event::Services(list) => {
+                services::note_list(&mut state.conditions, &list);
+                let changed = services.take(list);
+                debug!(changed = changed.len(), services = services.len(), "service list taken");
+            }
+            Event::ServicesChanged(changes) => {
+                if let Some(problems) = &changes.problems {
+                    services::note_problems(&mut state.conditions, problems);
+                }
+                let changed = services.change(changes);
+                debug!(changed = changed.len(), services = services.len(), "services changed");
+            }
+            Event::ServicesUnusable(reason) => {
+                services::do_without(&mut state.conditions, &reason, services.len() > 0);
+            }
+            Event::ServicesConfirmed => services::confirm(&mut state.conditions),
             Event::NonMasquerade(networks) => {
                 if configuration::take_non_masquerade(state, networks) && state.model.own.is_some() {
                     let _ = host.reconcile(state, pods).await;
@@ -367,6 +387,8 @@ impl Daemon {
             nodes: self.nodes(),
             skipped: self.cluster.skipped(),
             node_list_age: self.cluster.age(),
+            services: (self.state.config.services == ServiceMode::On)
+                .then(|| (self.services.len(), self.services.endpoints())),
             addresses: executor.pools.size(),
             collected,
             memory,

@@ -67,6 +67,7 @@ mod restart;
 mod seccomp;
 mod second_agent;
 mod service;
+mod service_list;
 mod snat;
 mod sockets;
 mod stack_flows;

@@ -1,5 +1,7 @@
 //! Services and EndpointSlices: the fields that the agent reads, and what this node serves of them.
 
+pub mod list;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};

@@ -1,0 +1,197 @@
+//! The services of the cluster and their endpoints, as the source told them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use podwire_core::services::list::{ServiceChanges, ServiceList, ServiceProblem};
+use podwire_core::services::{EndpointSlice, Service, ServiceName};
+
+use crate::conditions::{ConditionName, Conditions};
+
+/// The services, and the slices of each.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    services: BTreeMap<ServiceName, Arc<Service>>,
+    /// Slices by service and name, also those of services that are not known.
+    slices: BTreeMap<ServiceName, BTreeMap<String, Arc<EndpointSlice>>>,
+}
+
+impl Services {
+    /// Takes a complete list. Returns the services that are new, changed or gone, and those with
+    /// other endpoints.
+    pub(super) fn take(&mut self, list: ServiceList) -> BTreeSet<ServiceName> {
+        let services = list.services.into_iter().map(|service| (service.name.clone(), service)).collect();
+        let mut slices: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for slice in list.slices {
+            slices.entry(slice.service.clone()).or_default().insert(slice.name.clone(), slice);
+        }
+        let before = std::mem::replace(self, Self { services, slices });
+        let names = [&before, self].into_iter().flat_map(|all| all.services.keys().chain(all.slices.keys()));
+        let names: BTreeSet<_> = names.collect();
+        let is_other = |name: &&ServiceName| {
+            self.services.get(*name) != before.services.get(*name)
+                || self.slices.get(*name) != before.slices.get(*name)
+        };
+        names.into_iter().filter(is_other).cloned().collect()
+    }
+
+    /// Takes what has changed. Returns the same as [`Self::take`].
+    pub(super) fn change(&mut self, changes: ServiceChanges) -> BTreeSet<ServiceName> {
+        let mut changed = BTreeSet::new();
+        for (name, service) in changes.services {
+            match service {
+                Some(service) => drop(self.services.insert(name.clone(), service)),
+                None => drop(self.services.remove(&name)),
+            }
+            changed.insert(name);
+        }
+        for (name, slice) in changes.slices {
+            let slices = self.slices.entry(name.service.clone()).or_default();
+            match slice {
+                Some(slice) => drop(slices.insert(name.name, slice)),
+                None => drop(slices.remove(&name.name)),
+            }
+            if slices.is_empty() {
+                self.slices.remove(&name.service);
+            }
+            changed.insert(name.service);
+        }
+        changed
+    }
+
+    /// Returns the number of services.
+    pub(super) fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Returns the number of endpoints of all services, usable or not. An endpoint with addresses of
+    /// both families counts twice: each family has its own slices.
+    pub(super) fn endpoints(&self) -> usize {
+        let of_services = self.services.keys().filter_map(|name| self.slices.get(name));
+        of_services.flat_map(BTreeMap::values).map(|slice| slice.endpoints.len()).sum()
+    }
+}
+
+/// Sets the conditions that follow from a complete list, and ends those that do not.
+pub(super) fn note_list(conditions: &mut Conditions, list: &ServiceList) {
+    note_problems(conditions, &list.problems);
+    if list.age.is_zero() {
+        confirm(conditions);
+    } else {
+        let why = conditions.of(ConditionName::ServiceListStale).next();
+        let why = why.map_or("the services may be out of date", |why| why.sentence).to_owned();
+        do_without(conditions, &why, true);
+    }
+}
+
+/// Notes the objects that do not decode.
+pub(super) fn note_problems(conditions: &mut Conditions, problems: &[ServiceProblem]) {
+    let sentences = problems.iter().map(|problem| (problem.entry.clone(), problem.to_string()));
+    conditions.replace(ConditionName::ServiceProblem, sentences);
+}
+
+/// Notes that the services cannot be read, for this reason. `has_some`: there are some from before.
+pub(super) fn do_without(conditions: &mut Conditions, reason: &str, has_some: bool) {
+    let used = if has_some { "; the last good services are used" } else { "" };
+    conditions.set(ConditionName::ServiceListStale, format!("{reason}{used}"));
+}
+
+/// Notes that the services are current.
+pub(super) fn confirm(conditions: &mut Conditions) {
+    conditions.clear(ConditionName::ServiceListStale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_core::services::list::SliceName;
+    use podwire_core::services::{Endpoint, TrafficPolicy};
+
+    fn name(name: &str) -> ServiceName {
+        ServiceName { namespace: "shop".into(), name: name.into() }
+    }
+
+    fn service(of: &str, address: [u8; 4]) -> Arc<Service> {
+        Arc::new(Service {
+            name: name(of),
+            cluster_ips: vec![address.into()],
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            ports: Vec::new(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_port: None,
+        })
+    }
+
+    fn slice(of: &str, slice: &str, endpoints: u8) -> Arc<EndpointSlice> {
+        let endpoint = |last| Endpoint {
+            address: [10, 244, 0, last].into(),
+            is_ready: true,
+            is_serving: true,
+            is_terminating: false,
+            node: None,
+            zones: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+        };
+        Arc::new(EndpointSlice {
+            name: slice.into(),
+            service: name(of),
+            ports: Vec::new(),
+            endpoints: (0..endpoints).map(endpoint).collect(),
+        })
+    }
+
+    fn list(services: &[&Arc<Service>], slices: &[&Arc<EndpointSlice>]) -> ServiceList {
+        ServiceList {
+            services: services.iter().copied().cloned().collect(),
+            slices: slices.iter().copied().cloned().collect(),
+            ..ServiceList::default()
+        }
+    }
+
+    fn names<const N: usize>(names: [&str; N]) -> BTreeSet<ServiceName> {
+        names.map(name).into()
+    }
+
+    #[test]
+    fn a_list_names_what_differs_from_the_one_before() {
+        let mut services = Services::default();
+        let [web, db, old] = ["web", "db", "old"].map(|of| service(of, [10, 96, 0, 1]));
+        let [web_a, db_a, other] =
+            [("web", 2), ("db", 3), ("other", 4)].map(|(of, count)| slice(of, "a", count));
+        let first = list(&[&web, &db, &old], &[&web_a, &db_a, &other]);
+        assert_eq!(services.take(first), names(["db", "old", "other", "web"]));
+        assert_eq!((services.len(), services.endpoints()), (3, 5));
+        // An equal object is no change, even if it was decoded again.
+        let web_again = service("web", [10, 96, 0, 1]);
+        let (moved, db_b) = (service("db", [10, 96, 0, 2]), slice("web", "b", 1));
+        let second = list(&[&web_again, &moved], &[&web_a, &db_a, &other]);
+        assert_eq!(services.take(second), names(["db", "old"]));
+        assert_eq!(services.take(list(&[&web, &moved], &[&web_a, &db_b])), names(["db", "other", "web"]));
+        assert_eq!((services.len(), services.endpoints()), (2, 3));
+    }
+
+    #[test]
+    fn changes_come_to_the_same_as_a_list() {
+        let mut services = Services::default();
+        let (web, db) = (service("web", [10, 96, 0, 1]), service("db", [10, 96, 0, 2]));
+        services.take(list(&[&web], &[&slice("web", "a", 2), &slice("web", "b", 1)]));
+        let of = |service: &str, slice: &str| SliceName { service: name(service), name: slice.into() };
+        let changes = ServiceChanges {
+            services: [(name("web"), None), (name("db"), Some(Arc::clone(&db)))].into(),
+            // The slice b belongs to another service now.
+            slices: [(of("web", "b"), None), (of("db", "b"), Some(slice("db", "b", 4)))].into(),
+            problems: None,
+        };
+        assert_eq!(services.change(changes), names(["db", "web"]));
+        assert_eq!((services.len(), services.endpoints()), (1, 4));
+        let same = list(&[&db], &[&slice("web", "a", 2), &slice("db", "b", 4)]);
+        assert_eq!(services.take(same), names([]));
+        let last = ServiceChanges { slices: [(of("web", "a"), None)].into(), ..ServiceChanges::default() };
+        assert_eq!(services.change(last), names(["web"]));
+        assert!(!services.slices.contains_key(&name("web")), "nothing of it stays");
+    }
+}
