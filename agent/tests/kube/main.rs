@@ -1,4 +1,5 @@
-//! Node objects over HTTP: how the agent's node source handles an API server and its faults.
+//! Objects over HTTP: how the agent's sources of nodes and services handle an API server and its
+//! faults.
 //!
 //! If `xtask::envtest` finds etcd and kube-apiserver, the tests that use [`servers::kinds`] also
 //! run against them. No test needs root or sends packets. The agents of the network tests (`netns`)
@@ -14,5 +15,6 @@ mod node_events;
 mod restarts;
 mod rights;
 mod servers;
+mod services;
 mod tokens;
 mod watching;
