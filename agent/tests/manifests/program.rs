@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 use xtask::manifests::{self, CommandOption};
 
 use crate::documents::{self, containers, find, mounts, words};
@@ -152,18 +152,36 @@ fn only_who_reads_a_node_list_has_a_token_and_rights() -> Result<()> {
         assert_eq!(pod["automountServiceAccountToken"], has_token, "{name}");
     }
     assert_eq!(find(&documents, "ServiceAccount", "podwire")?["automountServiceAccountToken"], false);
-    for (kind, expected) in [
-        ("ClusterRole", &[("nodes", &["list", "watch"][..]), ("nodes/status", &["patch"])][..]),
-        ("Role", &[("events", &["create", "patch"])]),
-    ] {
-        let rules = find(&documents, kind, "podwire")?["rules"].as_array().context("no rules")?;
-        let rights: Vec<(Vec<&str>, Vec<&str>)> =
-            rules.iter().map(|rule| (words(&rule["resources"]), words(&rule["verbs"]))).collect();
-        let expected: Vec<_> =
-            expected.iter().map(|(resource, verbs)| (vec![*resource], verbs.to_vec())).collect();
-        assert_eq!(rights, expected, "{kind}");
+    assert_eq!(rights(&documents, "ClusterRole")?, OF_NODES);
+    assert_eq!(rights(&documents, "Role")?, ["events.k8s.io events: create, patch"]);
+    Ok(())
+}
+
+/// The rights of an agent without services.
+const OF_NODES: [&str; 2] = [" nodes: list, watch", " nodes/status: patch"];
+
+#[test]
+fn rights_for_services_come_with_the_option_and_only_then() -> Result<()> {
+    let of_services = [" services: list, watch", "discovery.k8s.io endpointslices: list, watch"];
+    for (value, also) in [("on", &of_services[..]), ("off", &[])] {
+        let values = json!({ "config": { "services": value } });
+        let documents = documents::rendered(&manifests::Release { values, ..manifests::Release::default() })?;
+        assert_eq!(rights(&documents, "ClusterRole")?, [&OF_NODES, also].concat(), "{value}");
+        let config = &find(&documents, "ConfigMap", "podwire")?["data"]["config.yaml"];
+        let config: Value = serde_saphyr::from_str(config.as_str().context("no config.yaml")?)?;
+        assert_eq!(config, json!({ "services": value }));
     }
     Ok(())
+}
+
+/// Returns API group, resource and verbs of each rule of a role.
+fn rights(documents: &[Value], kind: &str) -> Result<Vec<String>> {
+    let rules = find(documents, kind, "podwire")?["rules"].as_array().context("no rules")?;
+    let right = |rule: &Value| match (&words(&rule["apiGroups"])[..], &words(&rule["resources"])[..]) {
+        ([group], [resource]) => Ok(format!("{group} {resource}: {}", words(&rule["verbs"]).join(", "))),
+        _ => bail!("a rule of the {kind} names several kinds: {rule}"),
+    };
+    rules.iter().map(right).collect()
 }
 
 #[test]

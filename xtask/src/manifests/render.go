@@ -92,8 +92,8 @@ func functions(templates *template.Template) template.FuncMap {
 			indent := "\n" + strings.Repeat(" ", spaces)
 			return indent + strings.ReplaceAll(text, "\n", indent)
 		},
-		"default": func(otherwise, given string) string {
-			if given == "" {
+		"default": func(otherwise string, given interface{}) interface{} {
+			if given == nil || given == "" {
 				return otherwise
 			}
 			return given
