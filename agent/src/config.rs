@@ -44,7 +44,11 @@ pub struct Config {
     /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
-    /// Whether the agent reads the cluster's Services and EndpointSlices.
+    /// Whether the programs translate pods' connections to services: TCP to a ClusterIP, if all its
+    /// backends are pods and it has no session affinity.
+    ///
+    /// kube-proxy must run as before: it serves all other connections, and those of nodes and of
+    /// clients outside.
     #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]
     pub services: ServiceMode,
     /// File with the services: the output of `kubectl get services,endpointslices -A -o json` or
@@ -291,9 +295,10 @@ pub enum HostRulesSee {
 /// Values of `--services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ServiceMode {
-    /// It reads none. Another program serves services, such as kube-proxy.
+    /// They do not, and the agent reads no Services. Another program serves services, such as
+    /// kube-proxy.
     Off,
-    /// It reads all of them.
+    /// They do. The agent reads all Services and EndpointSlices.
     On,
 }
 
@@ -412,7 +417,7 @@ impl Config {
                 HostRulesSee::EachDestination => abi::ASK_EACH_DESTINATION,
                 HostRulesSee::EachConnection => abi::ASK_EACH_CONNECTION,
             },
-            services: 0,
+            services: u32::from(self.services == ServiceMode::On),
             reserved: 0,
             // Without a cookie (0), the programs treat no process as the node's own. The log of the
             // capabilities says why there is none.

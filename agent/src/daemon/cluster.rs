@@ -166,10 +166,12 @@ impl NodeLists {
         if had_list {
             self.tell(&changed);
         }
+        let concerns_services = !state.model.services.is_empty() && pod_networks_differ(&changed);
         adopt_pod_networks(state);
         // If the kernel did not hold what was wanted before, or if this node is concerned, compare
         // everything that the kernel has.
         let is_small = !is_first
+            && !concerns_services
             && !own_changed
             && upkeep.is_settled()
             && !state.conditions.holds(ConditionName::OwnNodeMissing);
@@ -200,6 +202,12 @@ impl NodeLists {
             info!(more, "more nodes have changed; --log-level debug names them");
         }
     }
+}
+
+/// Returns whether a node has other podCIDRs. They decide which backends of services are pods.
+fn pod_networks_differ(changes: &[Change<'_>]) -> bool {
+    let networks = |node: Option<&Node>| node.map(|node| node.pod_networks.clone());
+    changes.iter().any(|change| networks(change.before) != networks(change.now))
 }
 
 /// Applies only what the changed nodes require. The kernel must hold what was wanted before the

@@ -124,6 +124,7 @@ impl Daemon {
                 repairs: BTreeMap::new(),
                 durations: Durations::default(),
                 is_complete: false,
+                has_services: config.services == ServiceMode::Off,
                 config,
             },
         };
@@ -224,7 +225,11 @@ impl Daemon {
             Event::Call { call, reply } => self.serve(&call, reply).await,
             Event::Nodes(list) => {
                 let begun = Instant::now();
+                let before = state.model.own.clone();
                 let is_applied = cluster.take(state, host, pods, list).await;
+                if state.model.own != before {
+                    services.serve(state, host, &services.names()).await;
+                }
                 state.durations.note_node_list(is_applied, begun.elapsed());
                 // With the first list, the agent has switched forwarding of its families on.
                 health.state_folder.remember(state);
@@ -235,6 +240,8 @@ impl Daemon {
                 services::note_list(&mut state.conditions, &list);
                 let changed = services.take(list);
                 debug!(changed = changed.len(), services = services.len(), "service list taken");
+                state.has_services = true;
+                services.serve(state, host, &changed).await;
             }
             Event::ServicesChanged(changes) => {
                 if let Some(problems) = &changes.problems {
@@ -242,6 +249,7 @@ impl Daemon {
                 }
                 let changed = services.change(changes);
                 debug!(changed = changed.len(), services = services.len(), "services changed");
+                services.serve(state, host, &changed).await;
             }
             Event::ServicesUnusable(reason) => {
                 services::do_without(&mut state.conditions, &reason, services.len() > 0);

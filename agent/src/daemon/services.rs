@@ -3,9 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use podwire_core::features::{Scope, desired};
+use podwire_core::plan::{Removals, plan};
 use podwire_core::services::list::{ServiceChanges, ServiceList, ServiceProblem};
-use podwire_core::services::{EndpointSlice, Service, ServiceName};
+use podwire_core::services::{EndpointSlice, ServedPort, Service, ServiceName, ThisNode, served_ports};
+use tracing::error;
 
+use super::host::Upkeep;
+use super::state::State;
 use crate::conditions::{ConditionName, Conditions};
 
 /// The services, and the slices of each.
@@ -57,6 +62,55 @@ impl Services {
             changed.insert(name.service);
         }
         changed
+    }
+
+    /// Returns what this node serves of a service. `None`: there is no such service.
+    fn served(&self, name: &ServiceName, node: &ThisNode) -> Option<Vec<ServedPort>> {
+        let service = self.services.get(name)?;
+        let slices: Vec<_> = self.slices.get(name).into_iter().flat_map(BTreeMap::values).collect();
+        let slices: Vec<&EndpointSlice> = slices.into_iter().map(|slice| &**slice).collect();
+        Some(served_ports(service, &slices, node))
+    }
+
+    /// Makes the programs serve what has changed: these services, or all of them if this node itself
+    /// has changed.
+    pub(super) async fn serve(
+        &self,
+        state: &mut State,
+        upkeep: &mut Upkeep,
+        changed: &BTreeSet<ServiceName>,
+    ) {
+        let own = state.model.own.as_ref();
+        let node = ThisNode {
+            name: state.config.node_name.clone(),
+            // Without a zone, hints for zones have no effect.
+            zone: None,
+            addresses: own.map(|own| own.internal_addresses.clone()).unwrap_or_default(),
+        };
+        let names: Vec<_> = changed.iter().collect();
+        let mut reached = desired(&state.model, Scope::Services(&names));
+        for name in changed {
+            match self.served(name, &node) {
+                Some(ports) => drop(state.model.services.insert(name.clone(), ports)),
+                None => drop(state.model.services.remove(name)),
+            }
+        }
+        // Before the first node list nobody knows which backends are pods. The agent compares
+        // everything when it comes.
+        if state.model.own.is_none() {
+            return;
+        }
+        let want = desired(&state.model, Scope::Services(&names));
+        let ops = plan(&want, &reached, Removals::Allowed);
+        if let Err(error) = state.executor.run_all(ops, &mut reached).await {
+            error!("could not apply the changes of {} services: {error}", changed.len());
+            upkeep.unsettle();
+        }
+    }
+
+    /// Returns the names of all services.
+    pub(super) fn names(&self) -> BTreeSet<ServiceName> {
+        self.services.keys().cloned().collect()
     }
 
     /// Returns the number of services.

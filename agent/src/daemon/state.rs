@@ -31,6 +31,9 @@ pub(super) struct State {
     /// Whether a complete and current node list was seen. Before that, unwanted routes, map entries
     /// and pods' devices without an owner stay.
     pub(super) is_complete: bool,
+    /// Whether the services are known. Before that, their entries in the tables stay: an earlier
+    /// agent has written them.
+    pub(super) has_services: bool,
 }
 
 impl State {

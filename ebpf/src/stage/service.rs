@@ -4,7 +4,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, Frontend, TRANSLATION_SERVICE},
+    abi::{Backend, Endpoint, Frontend, STATE_REPLIED, TRANSLATION_SERVICE},
     flow::protocol,
     nat,
     reason::{Drop, Hook, Path},
@@ -100,7 +100,12 @@ pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     if let Some(entry) = of(packet) {
-        return send(ctx, packet, &entry);
+        let half = entry.get();
+        // A SYN on a pair that was answered begins another connection, which has the choice again.
+        if half.reply != 0 || half.state & STATE_REPLIED == 0 || !packet.begins_connection() {
+            return send(ctx, packet, &entry);
+        }
+        translation::remove::<I>(&packet.flow, half);
     }
     let endpoint = ends::sending_pod(&packet.headers, &packet.headers.source_address());
     let endpoint = endpoint.ok_or(Drop::BackendGone)?;

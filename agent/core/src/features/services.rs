@@ -27,15 +27,16 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     slice
 }
 
-/// Returns whether the programs serve pods at a frontend. kube-proxy serves all others: those whose
-/// backends include processes of a node or addresses outside the cluster, and those that only some
-/// clients may use.
+/// Returns whether the programs serve pods at a frontend. kube-proxy serves all others:
+///
+/// - whose backends include processes of a node, or addresses outside the cluster;
+/// - those of UDP: a flow would go on to a backend that is gone;
+/// - those with session affinity.
 fn is_served(pods: &PodNetworks, port: &ServedPort, frontend: &Frontend) -> bool {
     let backends = port.backends(frontend.inside);
     frontend.kind == FrontendKind::ClusterIp
-        && port.protocol != Protocol::Sctp
+        && port.protocol == Protocol::Tcp
         && port.affinity.is_none()
-        && frontend.source_ranges.is_empty()
         && !backends.is_empty()
         && backends.iter().all(|backend| pods.contain(backend.address))
 }

@@ -9,7 +9,7 @@ use podwire_core::change::Change;
 use podwire_core::features::{Scope, desired};
 use podwire_core::host::Host;
 use podwire_core::plan::{Op, Rank, Removals, plan};
-use podwire_core::slice::Slice;
+use podwire_core::slice::{Slice, TableChange};
 use tracing::{error, info, warn};
 
 use super::Upkeep;
@@ -138,7 +138,9 @@ impl Upkeep {
         let mut attempts = Attempts::default();
         unknown.into_iter().for_each(|error| attempts.note(Err(error)));
         let mut ops = Vec::new();
-        for op in plan(&want, &have, removals) {
+        let is_early = |op: &Op| !state.has_services && op.is_removal() && is_of_services(op);
+        let planned: Vec<_> = plan(&want, &have, removals).into_iter().filter(|op| !is_early(op)).collect();
+        for op in planned {
             let is_possible = match &op {
                 Op::Programs(Change { key, now: Some(programs), .. }) => {
                     make_room(state, programs.hooks, *key, &programs.device).await
@@ -208,4 +210,9 @@ fn name_as_they_are(want: &mut Slice, host: &Host) {
     want.programs.iter_mut().for_each(|(index, programs)| name(index, &mut programs.device));
     want.queues.iter_mut().for_each(|(index, queue)| name(index, &mut queue.device));
     want.links.iter_mut().for_each(|(index, link)| name(index, &mut link.name));
+}
+
+/// Returns whether an operation changes a table of services.
+fn is_of_services(op: &Op) -> bool {
+    matches!(op, Op::Table(TableChange::Services(_) | TableChange::Backends(_)))
 }
