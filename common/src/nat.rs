@@ -24,11 +24,22 @@ pub const TCP_RST: u8 = 0x04;
 /// Kubernetes' NodePorts use by default. Pods do not choose them for flows of their own.
 pub const SERVICE_PORTS: (u16, u16) = (1024, 29_999);
 
-/// Returns whether a flow to a service keeps its source port: a privileged one has a meaning for some
-/// servers.
+/// First port that Linux chooses for a pod's own flows, unless the pod has other settings.
+const EPHEMERAL: u16 = 32_768;
+
+/// Returns the source port that a flow to a service tries first: its own port if that is low enough,
+/// or else always the same one for the same ephemeral port. Sequence numbers and timestamps of a
+/// client grow from one connection to the next with the same ports. So a server accepts the next
+/// connection although it still remembers the last one (RFC 6191), and no two ephemeral ports meet.
+/// `None`: any port will do.
 #[inline(always)]
-pub const fn keeps_service_port(port: u16) -> bool {
-    port < SERVICE_PORTS.0
+pub const fn service_port(own: u16) -> Option<u16> {
+    let (first, last) = SERVICE_PORTS;
+    if own <= last {
+        return Some(own);
+    }
+    let offset = own.wrapping_sub(EPHEMERAL);
+    if own < EPHEMERAL || offset > last - first { None } else { Some(first + offset) }
 }
 
 /// Returns whether a port may be the source port of a service's flow after its translation.
@@ -258,6 +269,15 @@ mod tests {
     fn established() -> u8 {
         let begun = tcp(0, TCP_SYN, OUT);
         tcp(tcp(begun, TCP_SYN | TCP_ACK, BACK), TCP_ACK, OUT)
+    }
+
+    #[test]
+    fn ports_of_services_are_outside_the_ephemeral_range() {
+        let chosen: Vec<_> = (EPHEMERAL..=61_743).map(service_port).collect();
+        assert!(chosen.iter().all(|port| port.is_some_and(|port| (1024..30_000).contains(&port))));
+        assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), chosen.len(), "each has its own");
+        assert_eq!([80, 1024, 29_999].map(service_port), [Some(80), Some(1024), Some(29_999)]);
+        assert_eq!([30_000, 32_767, 61_744, u16::MAX].map(service_port), [None; 4]);
     }
 
     #[test]

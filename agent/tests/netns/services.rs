@@ -3,10 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use podwire_common::reason::Path::{DirectIn, DirectOut, Local, ToStack, TunnelIn, TunnelOut, TunnelToStack};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Pod};
 
+use crate::check::Counted;
 use crate::service::service;
 use crate::sockets::wait_until;
 use crate::sweep::metric;
@@ -54,28 +56,112 @@ fn put(lab: &Lab, name: &str, last: u8, pods: &[&Pod], entries: u32) {
     let api = lab.api_server().unwrap();
     api.put(object(name, service(last)));
     (0..2).for_each(|family| api.put(slice(name, pods, family)));
-    let served = |node: &Node| metric(node, "podwire_table_entries{table=\"SERVICES\"}");
     for node in [lab.node(0), lab.node(1)] {
-        let serves = || (served(node) == entries.to_string()).then_some(());
-        assert!(wait_until(serves).is_some(), "{}\n{}", served(node), node.agent_log_tail(20));
+        assert!(serves(node, entries), "{}", node.agent_log_tail(20));
     }
+}
+
+/// Waits until a node's programs serve so many addresses of services. Returns whether they do.
+fn serves(node: &Node, entries: u32) -> bool {
+    let served = || metric(node, "podwire_table_entries{table=\"SERVICES\"}");
+    wait_until(|| (served() == entries.to_string()).then_some(())).is_some()
+}
+
+fn lab(mode: Mode) -> Lab {
+    Lab::builder().mode(mode).agent_arguments(&["--services", "on"]).build().unwrap()
+}
+
+fn route(address: IpAddr) -> Route {
+    Route::translated(SocketAddr::new(address, SERVICE_PORT), POD_PORT)
 }
 
 #[test]
 fn pods_reach_backends_past_the_host_stack() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).agent_arguments(&["--services", "on"]).build().unwrap();
+    for (mode, out, back) in [(Mode::Vxlan, TunnelOut, TunnelIn), (Mode::Direct, DirectOut, DirectIn)] {
+        let lab = lab(mode);
         let client = lab.node(0).add_pod("client").unwrap();
         let (near, far) = (lab.node(0).add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
         put(&lab, "near", 0x30, &[&near], 2);
         put(&lab, "far", 0x31, &[&far], 4);
-        for (last, server) in [(0x30, &near), (0x31, &far)] {
+        for (last, server, takes) in
+            [(0x30, &near, &[(0, Local)][..]), (0x31, &far, &[(0, out), (0, back), (1, out), (1, back)])]
+        {
             for address in service(last) {
-                let route = Route::translated(SocketAddr::new(address, SERVICE_PORT), POD_PORT);
-                let exchange = traffic::tcp_exchange_on(&client, server, route, 1 << 20).unwrap();
-                assert_eq!(exchange.peer_seen_by_client, route.destination, "{mode:?}");
+                let before = Counted::quiet(&lab);
+                let exchange = traffic::tcp_exchange_on(&client, server, route(address), 1 << 20).unwrap();
+                assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
                 assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
+                let grown = Counted::quiet(&lab).since(&before);
+                grown.expect(takes, &[(0, ToStack), (1, ToStack), (1, TunnelToStack)]).unwrap();
             }
         }
     }
+}
+
+#[test]
+fn a_pod_reaches_itself_by_its_service() {
+    let lab = lab(Mode::Vxlan);
+    let pod = lab.node(0).add_pod("pod").unwrap();
+    put(&lab, "own", 0x32, &[&pod], 2);
+    for address in service(0x32) {
+        let exchange = traffic::tcp_exchange_on(&pod, &pod, route(address), 1 << 16).unwrap();
+        assert_eq!(exchange.peer_seen_by_client.ip(), address);
+        assert!(exchange.source_translated(), "{exchange:?}");
+    }
+}
+
+#[test]
+fn connections_outlive_changes_and_an_agents_restart() {
+    let lab = lab(Mode::Vxlan);
+    let client = lab.node(0).add_pod("client").unwrap();
+    let (first, second) = (lab.node(1).add_pod("first").unwrap(), lab.node(0).add_pod("second").unwrap());
+    for address in service(0x33) {
+        put(&lab, "web", 0x33, &[&first], 2);
+        let stream = traffic::tcp_stream_on(&client, &first, route(address)).unwrap();
+        put(&lab, "web", 0x33, &[&second], 2);
+        let connects = || traffic::tcp_exchange_on(&client, &second, route(address), 1 << 16).ok();
+        assert!(wait_until(connects).is_some(), "{}", lab.node(0).agent_log_tail(20));
+        stream.wait_for(1 << 16).unwrap();
+        lab.node(0).kill_agent().unwrap();
+        stream.wait_for(1 << 16).unwrap();
+        connects().unwrap();
+        lab.node(0).start_agent().unwrap();
+        connects().unwrap();
+        stream.wait_for(1 << 16).unwrap();
+        stream.finish().unwrap();
+    }
+}
+
+#[test]
+fn what_only_kube_proxy_can_serve_is_left_to_it() {
+    let lab = lab(Mode::Vxlan);
+    let pod = lab.node(0).add_pod("pod").unwrap();
+    let api = lab.api_server().unwrap();
+    put(&lab, "web", 0x34, &[&pod], 2);
+    let of_node = |family: usize| {
+        let mut slice = slice("web", &[&pod], family);
+        slice["endpoints"][0]["addresses"][0] = lab.node(1).addresses()[family].to_string().into();
+        slice
+    };
+    let sticky = |yes: bool| {
+        let mut service = object("web", service(0x34));
+        if yes {
+            service["spec"]["sessionAffinity"] = "ClientIP".into();
+        }
+        service
+    };
+    for (what, is_served, object) in [
+        ("a process of a node answers", 1, of_node(1)),
+        ("in both families", 0, of_node(0)),
+        ("a pod again", 1, slice("web", &[&pod], 1)),
+        ("in both families again", 2, slice("web", &[&pod], 0)),
+        ("session affinity", 0, sticky(true)),
+        ("none", 2, sticky(false)),
+    ] {
+        api.put(object);
+        assert!(serves(lab.node(0), is_served), "{what}\n{}", lab.node(0).agent_log_tail(20));
+    }
+    api.delete_like(&sticky(false));
+    assert!(serves(lab.node(0), 0), "the service is gone");
+    assert_eq!(metric(lab.node(0), "podwire_table_entries{table=\"BACKENDS\"}"), "0");
 }

@@ -22,6 +22,7 @@ mod record;
 mod restart;
 mod same_node;
 mod scale;
+mod services;
 mod site;
 mod statistics;
 mod world;
@@ -90,6 +91,8 @@ enum Group {
     Connect,
     /// New connections of a pod to the world while `podwire monitor` shows them.
     Listener,
+    /// A pod by its service, beside the same pod without it.
+    Services,
     /// IPv6 beside IPv4, between the same pods.
     Families,
     /// ADD, from the start of the plugin to its end.
@@ -199,6 +202,7 @@ impl Group {
             Self::CrossNode => Contest::OneFamily(between_nodes::measure),
             Self::Snat => Contest::OneFamily(world::round_trips),
             Self::Connect => Contest::OneFamily(world::connections),
+            Self::Services => Contest::OneFamily(services::measure),
             Self::Families => Contest::BothFamilies(families::measure),
             Self::Cni => Contest::Ipv4(cni::measure),
             Self::Scale => Contest::Ipv4(scale::measure),

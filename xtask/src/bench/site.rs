@@ -26,6 +26,8 @@ pub(crate) struct Site {
     pub(crate) server: Ns,
     /// The address at which the client reaches the server.
     pub(crate) address: IpAddr,
+    /// The server's own address: another one if a service is in front of it.
+    pub(crate) listen: IpAddr,
     /// The site's name in tables and charts.
     pub(crate) name: String,
     _lab: Option<Lab>,
@@ -76,7 +78,7 @@ pub(crate) const HOST_GW: &str = "bridge, routes, iptables";
 pub(crate) struct Way<'a> {
     pub(crate) mode: Mode,
     /// Additional arguments of the agents.
-    pub(crate) arguments: &'static [&'static str],
+    pub(crate) arguments: &'a [&'a str],
     /// Another build of the object, in place of the embedded one.
     pub(crate) object: Option<&'a Path>,
     /// Another folder of binaries, in place of the released ones.
@@ -129,6 +131,7 @@ impl Site {
                 client: (**client).clone(),
                 server: (**server).clone(),
                 address: server.addresses()[0],
+                listen: server.addresses()[0],
                 name: name.to_owned(),
                 _lab: Some(lab),
             });
@@ -148,7 +151,8 @@ impl Site {
                 }
             }
         }
-        Ok(Self { client, server, address: addresses[1].parse()?, name: name.to_owned(), _lab: Some(lab) })
+        let address = addresses[1].parse()?;
+        Ok(Self { client, server, address, listen: address, name: name.to_owned(), _lab: Some(lab) })
     }
 
     /// Makes a site of Podwire, on nodes with kube-proxy's rules. The agents are release builds in
@@ -217,7 +221,19 @@ impl Site {
 
     /// Makes a site of two namespaces. Their lab outlives the site.
     pub(crate) fn of_namespaces(name: &str, client: &Ns, server: &Ns, address: IpAddr) -> Self {
-        Self { client: client.clone(), server: server.clone(), address, name: name.to_owned(), _lab: None }
+        Self {
+            client: client.clone(),
+            server: server.clone(),
+            address,
+            listen: address,
+            name: name.to_owned(),
+            _lab: None,
+        }
+    }
+
+    /// Makes a site of a pod that is reached by a service. Their lab outlives the site.
+    pub(crate) fn of_service(name: &str, client: &Pod, server: &Pod, service: IpAddr) -> Self {
+        Self { address: service, ..Self::of_pods(name, client, server) }
     }
 
     fn between(
@@ -232,7 +248,7 @@ impl Site {
             Place::CrossNode => add_pod(lab.node(1), "server")?,
             Place::World => (lab.world().clone(), lab.world_addresses()[0]),
         };
-        Ok(Self { client, server, address, name: name.to_owned(), _lab: Some(lab) })
+        Ok(Self { client, server, address, listen: address, name: name.to_owned(), _lab: Some(lab) })
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use podwire::events::{Event, Readiness};
 use podwire::nodes;
+use podwire::objects::Pace;
 use podwire::objects::client::Server;
 use podwire::services::api_server::Source;
 use tokio::sync::{mpsc, watch};
@@ -14,7 +15,7 @@ use xtask::api_server::Fault;
 
 use super::{FILE, PATIENCE, Watching, lists, names, service, slice, unready, with_services};
 use crate::watching::{
-    LOOPBACKS, OWN, by_kubeconfig, certificate_of, eventually, node, open, open_https, pace,
+    LOOPBACKS, OWN, by_kubeconfig, by_url, certificate_of, eventually, node, open, open_https, pace,
 };
 
 #[tokio::test]
@@ -36,7 +37,9 @@ async fn services_are_told_only_when_the_slices_are_there_too() {
 #[tokio::test]
 async fn after_a_restart_of_the_server_both_watches_go_on() {
     let server = with_services(3);
-    let mut watching = Watching::start(open(&server));
+    // The server is back before the next changes are due.
+    let slow = Pace { rest: Duration::from_secs(20), ..pace() };
+    let mut watching = Watching::with(by_url(open(&server)), slow, tempfile::tempdir().unwrap());
     watching.list().await;
     let before = lists(&server);
     server.stop();
@@ -127,14 +130,19 @@ async fn nodes_and_services_share_a_client_and_its_renewal() {
     let services = tokio::spawn(of_services.watch(sender));
     let mut seen = BTreeMap::new();
     let mut wait_for = async |nodes: usize, slices: usize| {
-        while seen.get("nodes") != Some(&nodes) || seen.get("slices") != Some(&slices) {
-            match timeout(PATIENCE, events.recv()).await.expect("no event came").unwrap() {
-                Event::Nodes(list) => drop(seen.insert("nodes", list.records.len())),
-                Event::Services(list) => drop(seen.insert("slices", list.slices.len())),
-                Event::ServicesChanged(changes) => *seen.get_mut("slices").unwrap() += changes.slices.len(),
-                _ => {}
+        let seen_all = async {
+            while seen.get("nodes") != Some(&nodes) || seen.get("slices") != Some(&slices) {
+                match events.recv().await.unwrap() {
+                    Event::Nodes(list) => drop(seen.insert("nodes", list.records.len())),
+                    Event::Services(list) => drop(seen.insert("slices", list.slices.len())),
+                    Event::ServicesChanged(changes) => {
+                        *seen.get_mut("slices").unwrap() += changes.slices.len();
+                    }
+                    _ => {}
+                }
             }
-        }
+        };
+        timeout(PATIENCE, seen_all).await.expect("not all was told");
     };
     wait_for(1, 2).await;
     server.only_tokens(&["second"]);

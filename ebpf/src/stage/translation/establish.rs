@@ -94,9 +94,13 @@ enum Made {
 fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     let random = maps::random();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
-    // A service's flow leaves the pods' ephemeral ports, so it does not try its own.
-    let mut attempt =
-        u32::from(to.kind == TRANSLATION_SERVICE && !nat::keeps_service_port(to.source_port.get()));
+    let mut attempt = 0;
+    if to.kind == TRANSLATION_SERVICE {
+        match nat::service_port(to.source_port.get()) {
+            Some(port) => to.source_port = Be16::new(port),
+            None => attempt = 1,
+        }
+    }
     while attempt < nat::PORT_ATTEMPTS {
         if attempt > 0 {
             if !nat::can_change_ports(original.protocol, I::ICMP) {

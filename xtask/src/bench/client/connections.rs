@@ -16,7 +16,7 @@ use crate::bench::site::Site;
 
 /// The first server port. Each turn uses a port of its own, so that its connections do not meet
 /// leftovers of an earlier turn.
-const FIRST_PORT: u16 = 10_000;
+pub(crate) const FIRST_PORT: u16 = 10_000;
 
 /// A client that connects and closes, and a server that accepts. Both run on one core.
 pub(crate) struct Connections<'a> {
@@ -35,7 +35,8 @@ impl<'a> Connections<'a> {
         let peer = SocketAddr::new(self.site.address, self.next_port);
         self.next_port += 1;
         let stop = Arc::new(AtomicBool::new(false));
-        let server = serve(self.site, peer, Arc::clone(&stop))?;
+        let listen = SocketAddr::new(self.site.listen, peer.port());
+        let server = serve(self.site, listen, Arc::clone(&stop))?;
         let rate = joined(pinned(&self.site.client, CORE, move || {
             let start = Instant::now();
             let mut connections = 0u64;

@@ -6,9 +6,9 @@ mod packets;
 mod round_trips;
 mod stream;
 
-pub(crate) use connections::Connections;
+pub(crate) use connections::{Connections, FIRST_PORT as FIRST_CONNECTION_PORT};
 pub(crate) use packets::packets_per_second;
-pub(crate) use round_trips::{RoundTrips, Transport};
+pub(crate) use round_trips::{PORT as ROUND_TRIP_PORT, RoundTrips, Transport};
 pub(crate) use stream::{Direction, Stream};
 
 use std::fs;

@@ -17,7 +17,7 @@ use crate::bench::statistics::median;
 
 /// Payload of a request and of a response, bytes.
 const MESSAGE: usize = 64;
-const PORT: u16 = 9000;
+pub(crate) const PORT: u16 = 9000;
 /// The datagram that ends the server. It is shorter than a request.
 const END: &[u8] = b"end";
 
@@ -48,10 +48,10 @@ pub(crate) struct Latency {
 impl<'a> RoundTrips<'a> {
     /// Connects client and server.
     pub(crate) fn start(site: &'a Site, transport: Transport) -> Result<Self> {
-        let peer = SocketAddr::new(site.address, PORT);
+        let (peer, listen) = (SocketAddr::new(site.address, PORT), SocketAddr::new(site.listen, PORT));
         let (server, client) = match transport {
             Transport::Tcp => {
-                let listener = site.server.enter(|| TcpListener::bind(peer))?.context("listen")?;
+                let listener = site.server.enter(|| TcpListener::bind(listen))?.context("listen")?;
                 let server = pinned(&site.server, CORE, move || {
                     let (stream, _) = listener.accept()?;
                     stream.set_nodelay(true)?;
@@ -63,7 +63,7 @@ impl<'a> RoundTrips<'a> {
                 (server, OwnedFd::from(client))
             }
             Transport::Udp => {
-                let socket = site.server.enter(|| UdpSocket::bind(peer))?.context("bind")?;
+                let socket = site.server.enter(|| UdpSocket::bind(listen))?.context("bind")?;
                 let server = pinned(&site.server, CORE, move || {
                     // The first request has the client's address.
                     let (_, client) = socket.peek_from(&mut [0; MESSAGE])?;
