@@ -118,8 +118,10 @@ fn name_of(text: &str) -> Option<ServiceName> {
     Some(ServiceName { namespace: metadata.namespace, name: metadata.name })
 }
 
+/// Reads an address. An IPv4 address that is mapped to IPv6 is one of IPv4, as for kube-proxy.
 fn address(field: &str, text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("{field}: `{text}` is not an address"))
+    let parsed = text.parse::<IpAddr>().map(|address| address.to_canonical());
+    parsed.map_err(|_| format!("{field}: `{text}` is not an address"))
 }
 
 /// The fields of `metadata` that the agent reads; it skips all others.
@@ -129,8 +131,6 @@ struct Metadata {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Labels>,
-    #[serde(skip_serializing)]
-    annotations: Option<Annotations>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -141,12 +141,6 @@ struct Labels {
     headless: Option<String>,
     #[serde(rename = "kubernetes.io/service-name", skip_serializing_if = "Option::is_none")]
     service: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Annotations {
-    #[serde(rename = "service.beta.kubernetes.io/load-balancer-source-ranges")]
-    source_ranges: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -162,7 +156,7 @@ fn tcp() -> Protocol {
 }
 
 fn metadata(namespace: &str, name: &str, labels: Option<Labels>) -> Metadata {
-    Metadata { namespace: namespace.to_owned(), name: name.to_owned(), labels, annotations: None }
+    Metadata { namespace: namespace.to_owned(), name: name.to_owned(), labels }
 }
 
 /// An entry of the saved list.

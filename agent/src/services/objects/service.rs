@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use podwire_core::services::{Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 
-use super::{Annotations, Metadata, ProtocolName, SERVICE, address, metadata, tcp};
+use super::{Metadata, ProtocolName, SERVICE, address, metadata, tcp};
 
 /// `spec.clusterIPs` of a headless service.
 const HEADLESS: &str = "None";
@@ -116,15 +116,9 @@ impl ServiceObject {
         let is_vip = |ingress: &Ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP");
         let vips = ingress.unwrap_or_default().into_iter().filter(is_vip);
         let vips = vips.filter_map(|ingress| ingress.ip).filter(|ip| !ip.is_empty()).collect();
-        let source_ranges = match (spec.load_balancer_source_ranges, metadata.annotations) {
-            (Some(ranges), _) if !ranges.is_empty() => {
-                networks("spec.loadBalancerSourceRanges", ranges.iter().map(String::as_str))?
-            }
-            (_, Some(Annotations { source_ranges: Some(ranges) })) if !ranges.trim().is_empty() => {
-                networks("annotation load-balancer-source-ranges", ranges.split(','))?
-            }
-            _ => Vec::new(),
-        };
+        // kube-proxy does not read the annotation with this name, which is for cloud providers.
+        let source_ranges = spec.load_balancer_source_ranges.unwrap_or_default();
+        let source_ranges = networks("spec.loadBalancerSourceRanges", &source_ranges)?;
         let timeout = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
         let ports = spec.ports.unwrap_or_default().into_iter().map(|port| ServicePort {
             name: port.name.unwrap_or_default(),
@@ -154,10 +148,10 @@ fn addresses(field: &str, texts: Option<Vec<String>>) -> Result<Vec<IpAddr>, Str
     texts.unwrap_or_default().iter().map(|text| address(field, text)).collect()
 }
 
-fn networks<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpNet>, String> {
+fn networks(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {
     // The API server accepts blanks around these networks.
     let parse = |text: &str| text.trim().parse::<IpNet>().map(|network| network.trunc());
-    texts.map(|text| parse(text).map_err(|_| format!("{field}: `{text}` is not a network"))).collect()
+    texts.iter().map(|text| parse(text).map_err(|_| format!("{field}: `{text}` is not a network"))).collect()
 }
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {

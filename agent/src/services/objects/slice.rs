@@ -90,11 +90,10 @@ impl EndpointObject {
         let first = self.addresses.first().ok_or("endpoints: one has no address")?;
         let names = |hints: Vec<Hint>| hints.into_iter().map(|hint| hint.name).collect::<BTreeSet<_>>();
         let (zones, nodes) = self.hints.map(|hints| (hints.for_zones, hints.for_nodes)).unwrap_or_default();
-        let is_ready = ready.unwrap_or(true);
         Ok(Endpoint {
             address: address("endpoints", first)?,
-            is_ready,
-            is_serving: serving.unwrap_or(is_ready),
+            is_ready: ready.unwrap_or(true),
+            is_serving: serving.unwrap_or(true),
             is_terminating: terminating.unwrap_or(false),
             node: self.node_name,
             zones: names(zones),

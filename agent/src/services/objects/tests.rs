@@ -137,7 +137,7 @@ fn what_is_missing_has_the_default_of_the_api() {
     let conditions: Vec<_> = conditions
         .map(|endpoint| (endpoint.is_ready, endpoint.is_serving, endpoint.is_terminating))
         .collect();
-    let (usable, not) = ((true, true, false), (false, false, false));
+    let (usable, not) = ((true, true, false), (false, true, false));
     assert_eq!(conditions, [usable, usable, not, (false, true, true)]);
     assert_eq!(slice.endpoints[1].address, IpAddr::from([10, 244, 0, 3]));
     let ports: Vec<_> = slice.ports.iter().map(|port| (port.name.as_str(), port.protocol)).collect();
@@ -156,7 +156,7 @@ fn addresses_of_a_load_balancer_that_is_a_proxy_are_not_served() {
 }
 
 #[test]
-fn source_ranges_are_those_of_the_field_or_the_annotation() {
+fn source_ranges_are_those_of_the_field_alone() {
     let mut object = service_of("web");
     let ranges = |object: &Value| {
         let ranges = one_service(object).source_ranges.into_iter();
@@ -164,9 +164,16 @@ fn source_ranges_are_those_of_the_field_or_the_annotation() {
     };
     let annotation = "service.beta.kubernetes.io/load-balancer-source-ranges";
     object["metadata"]["annotations"] = json!({ annotation: "10.1.2.3/8, fd00::/8" });
-    assert_eq!(ranges(&object), ["10.0.0.0/8", "fd00::/8"]);
-    object["spec"]["loadBalancerSourceRanges"] = json!([" 192.0.2.0/24 "]);
-    assert_eq!(ranges(&object), ["192.0.2.0/24"]);
+    assert_eq!(ranges(&object), [""; 0]);
+    object["spec"]["loadBalancerSourceRanges"] = json!([" 192.0.2.7/24 ", "fd00::/8"]);
+    assert_eq!(ranges(&object), ["192.0.2.0/24", "fd00::/8"]);
+}
+
+#[test]
+fn an_ipv4_address_mapped_to_ipv6_is_one_of_ipv4() {
+    let mut slice = slice_of("web");
+    slice["endpoints"] = json!([{ "addresses": ["::ffff:10.244.0.3"] }]);
+    assert_eq!(one_slice(&slice).endpoints[0].address, IpAddr::from([10, 244, 0, 3]));
 }
 
 #[test]

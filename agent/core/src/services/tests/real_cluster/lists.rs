@@ -9,9 +9,12 @@ use super::super::super::{
     Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 
-fn items(list: &str) -> Vec<Value> {
-    let list: Value = serde_json::from_str(list).unwrap();
-    list["items"].as_array().unwrap().clone()
+/// Returns the objects of a kind.
+fn items(kind: &str) -> Vec<Value> {
+    let text = include_str!("../../../../../../testdata/dual-stack/services.json");
+    let list: Value = serde_json::from_str(text).unwrap();
+    let items = list["items"].as_array().unwrap().iter();
+    items.filter(|object| object["kind"] == kind).cloned().collect()
 }
 
 /// Returns the text of a field; empty if it is missing.
@@ -50,7 +53,7 @@ fn name(namespace: &Value, name: &Value) -> ServiceName {
 }
 
 pub fn services() -> Vec<Service> {
-    let list = items(include_str!("../../../../../../testdata/dual-stack/services.json"));
+    let list = items("Service");
     let is_other = |service: &&Value| {
         service["spec"]["clusterIP"] == "None"
             || service["metadata"]["labels"].get("service.kubernetes.io/service-proxy-name").is_some()
@@ -84,7 +87,7 @@ fn service(object: &Value) -> Service {
 }
 
 pub fn slices() -> Vec<EndpointSlice> {
-    let list = items(include_str!("../../../../../../testdata/dual-stack/endpointslices.json"));
+    let list = items("EndpointSlice");
     list.iter().map(slice).collect()
 }
 
