@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use podwire_common::abi::{self, KnownFlow, TRANSLATION_SERVICE};
+use podwire_common::addr::Addr;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::nat::SERVICE_PORTS;
-use podwire_common::reason::Path;
+use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode};
 use podwire_core::services::{Answer, Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
 
@@ -60,11 +61,6 @@ fn syn_ack(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x12 }
 }
 
-type Segment = fn(u16, u16) -> Transport;
-
-/// A name, the request and the answer.
-const TRANSPORTS: [(&str, Segment, Segment); 2] = [("TCP", tcp, syn_ack), ("UDP", udp, udp)];
-
 /// Returns pod A's packet to the service.
 fn request(transport: Transport) -> Packet {
     Packet::new(POD_A, SERVICE, transport).macs(HOST_A_MAC, POD_A_MAC)
@@ -72,57 +68,51 @@ fn request(transport: Transport) -> Packet {
 
 #[test]
 fn a_backend_of_this_node_is_reached_and_answers() {
-    for (what, asked, answer) in TRANSPORTS {
-        let mut node = fixture(Mode::Vxlan, &[POD_B]);
-        let (link_a, link_b) = (node.pod_a, node.pod_b);
-        let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
-        let arrives =
-            Packet { destination: POD_B, transport: asked(CLIENT_PORT, POD_PORT), ..packet.clone() };
-        let expect = || Expect::Redirect(Path::Local, arrives.forwarded(POD_B_MAC, HOST_B_MAC));
-        node.check(what, FROM_POD, link_a, &packet.build(), expect());
-        node.check("once more", FROM_POD, link_a, &packet.build(), expect());
-        let packet = Packet::new(POD_B, POD_A, answer(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC);
-        let arrives =
-            Packet { source: SERVICE, transport: answer(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
-        let expect = Expect::Redirect(Path::Local, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-        node.check("the answer", FROM_POD, link_b, &packet.build(), expect);
-        let kinds: Vec<_> = node.translations().values().map(|half| half.kind).collect();
-        assert_eq!(kinds, [TRANSLATION_SERVICE; 2], "{what}");
-    }
+    let mut node = fixture(Mode::Vxlan, &[POD_B]);
+    let (link_a, link_b) = (node.pod_a, node.pod_b);
+    let packet = request(tcp(CLIENT_PORT, SERVICE_PORT));
+    let arrives = Packet { destination: POD_B, transport: tcp(CLIENT_PORT, POD_PORT), ..packet.clone() };
+    let expect = || Expect::Redirect(Path::Local, arrives.forwarded(POD_B_MAC, HOST_B_MAC));
+    node.check("request", FROM_POD, link_a, &packet.build(), expect());
+    node.check("once more", FROM_POD, link_a, &packet.build(), expect());
+    let packet = Packet::new(POD_B, POD_A, syn_ack(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC);
+    let arrives = Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+    let expect = Expect::Redirect(Path::Local, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+    node.check("the answer", FROM_POD, link_b, &packet.build(), expect);
+    let kinds: Vec<_> = node.translations().values().map(|half| half.kind).collect();
+    assert_eq!(kinds, [TRANSLATION_SERVICE; 2]);
 }
 
 #[test]
 fn a_backend_of_another_node_is_reached_and_answers() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        for (what, asked, answer) in TRANSPORTS {
-            let mut node = fixture(mode, &[REMOTE_POD]);
-            let (pod, uplink) = (node.pod_a, node.uplink);
-            let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
-            let leaves =
-                Packet { destination: REMOTE_POD, transport: asked(CLIENT_PORT, POD_PORT), ..packet.clone() };
-            // What leaves is what a pod's packet to the backend itself would be.
-            let mut ran = node.run(FROM_POD, pod, &packet.build(), 0);
-            let without = Fixture::new(mode);
-            let mut direct = without.run(FROM_POD, without.pod_a, &leaves.build(), 0);
-            if mode == Mode::Vxlan {
-                // The outer source port follows from the pod's own flow: each has another.
-                for ran in [&mut ran, &mut direct] {
-                    ran.frame[ETHERNET + 20..][..2].fill(0);
-                }
+        let mut node = fixture(mode, &[REMOTE_POD]);
+        let (pod, uplink) = (node.pod_a, node.uplink);
+        let packet = request(tcp(CLIENT_PORT, SERVICE_PORT));
+        let leaves =
+            Packet { destination: REMOTE_POD, transport: tcp(CLIENT_PORT, POD_PORT), ..packet.clone() };
+        // What leaves is what a pod's packet to the backend itself would be.
+        let mut ran = node.run(FROM_POD, pod, &packet.build(), 0);
+        let without = Fixture::new(mode);
+        let mut direct = without.run(FROM_POD, without.pod_a, &leaves.build(), 0);
+        if mode == Mode::Vxlan {
+            // The outer source port follows from the pod's own flow: each has another.
+            for ran in [&mut ran, &mut direct] {
+                ran.frame[ETHERNET + 20..][..2].fill(0);
             }
-            assert_eq!((ran.code, hex(&ran.frame)), (direct.code, hex(&direct.frame)), "{mode:?}: {what}");
-            let packet = Packet::new(REMOTE_POD, POD_A, answer(POD_PORT, CLIENT_PORT));
-            let arrives =
-                Packet { source: SERVICE, transport: answer(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
-            let tunnel = Vxlan::new(NODE2, NODE1)
-                .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
-            let (frame, path) = match mode {
-                Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
-                Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
-            };
-            let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-            node.check(&format!("{mode:?}: {what}, answer"), FROM_UPLINK, uplink, &frame, expect);
         }
+        assert_eq!((ran.code, hex(&ran.frame)), (direct.code, hex(&direct.frame)), "{mode:?}");
+        let packet = Packet::new(REMOTE_POD, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
+        let arrives =
+            Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+        let tunnel = Vxlan::new(NODE2, NODE1)
+            .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+        let (frame, path) = match mode {
+            Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
+            Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
+        };
+        let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check(&format!("{mode:?}, answer"), FROM_UPLINK, uplink, &frame, expect);
     }
 }
 
@@ -159,28 +149,26 @@ fn a_known_flows_packets_are_sent_as_the_stages_send_them() {
 
 #[test]
 fn a_pod_that_reaches_itself_sees_its_gateway() {
-    for (what, asked, answer) in TRANSPORTS {
-        let mut node = fixture(Mode::Vxlan, &[POD_A]);
-        let link = node.pod_a;
-        let packet = request(asked(CLIENT_PORT, SERVICE_PORT));
-        let arrives = Packet {
-            source: GATEWAY,
-            destination: POD_A,
-            transport: asked(CLIENT_PORT, POD_PORT),
-            ..packet.clone()
-        };
-        let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-        node.check(what, FROM_POD, link, &packet.build(), expect);
-        let packet = Packet::new(POD_A, GATEWAY, answer(POD_PORT, CLIENT_PORT)).macs(HOST_A_MAC, POD_A_MAC);
-        let arrives = Packet {
-            source: SERVICE,
-            destination: POD_A,
-            transport: answer(SERVICE_PORT, CLIENT_PORT),
-            ..packet.clone()
-        };
-        let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-        node.check("the answer", FROM_POD, link, &packet.build(), expect);
-    }
+    let mut node = fixture(Mode::Vxlan, &[POD_A]);
+    let link = node.pod_a;
+    let packet = request(tcp(CLIENT_PORT, SERVICE_PORT));
+    let arrives = Packet {
+        source: GATEWAY,
+        destination: POD_A,
+        transport: tcp(CLIENT_PORT, POD_PORT),
+        ..packet.clone()
+    };
+    let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+    node.check("request", FROM_POD, link, &packet.build(), expect);
+    let packet = Packet::new(POD_A, GATEWAY, syn_ack(POD_PORT, CLIENT_PORT)).macs(HOST_A_MAC, POD_A_MAC);
+    let arrives = Packet {
+        source: SERVICE,
+        destination: POD_A,
+        transport: syn_ack(SERVICE_PORT, CLIENT_PORT),
+        ..packet.clone()
+    };
+    let expect = Expect::Redirect(Path::Hairpin, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+    node.check("the answer", FROM_POD, link, &packet.build(), expect);
 }
 
 #[test]
@@ -188,7 +176,7 @@ fn a_flow_leaves_the_pods_ephemeral_ports() {
     let node = fixture(Mode::Vxlan, &[POD_B]);
     let link = node.pod_a;
     for port in (1024..65000).step_by(997) {
-        node.run(FROM_POD, link, &request(udp(port, SERVICE_PORT)).build(), 0);
+        node.run(FROM_POD, link, &request(tcp(port, SERVICE_PORT)).build(), 0);
     }
     let flows = node.translations();
     let chosen: Vec<_> = flows.values().filter(|half| half.reply == 0).map(|half| half.source_port).collect();
@@ -205,7 +193,7 @@ fn connections_spread_evenly_and_keep_their_backend() {
     const FLOWS: u16 = 3000;
     let send = |node: &mut Fixture| {
         (0..FLOWS).for_each(|port| {
-            node.run(FROM_POD, link, &request(udp(20_000 + port, SERVICE_PORT)).build(), 0);
+            node.run(FROM_POD, link, &request(tcp(20_000 + port, SERVICE_PORT)).build(), 0);
         });
     };
     send(&mut node);
@@ -229,6 +217,7 @@ fn what_is_for_no_service_is_the_hosts() {
     let table = [
         ("another port", 1, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT + 1))),
         ("the middle of a connection", 1, vec![POD_B], request(syn_ack(CLIENT_PORT, SERVICE_PORT))),
+        ("UDP", 1, vec![POD_B], request(udp(CLIENT_PORT, SERVICE_PORT))),
         ("no backends", 1, vec![], request(tcp(CLIENT_PORT, SERVICE_PORT))),
         ("a backend that is no pod", 1, vec![POD_B, NODE2], request(tcp(CLIENT_PORT, SERVICE_PORT))),
         ("switched off", 0, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT))),
@@ -241,4 +230,58 @@ fn what_is_for_no_service_is_the_hosts() {
         node.check(what, FROM_POD, link, &packet.build(), expect);
         assert_eq!(node.translations().len(), 0, "{what}");
     }
+}
+
+#[test]
+fn answers_go_to_the_client_while_its_own_flows_take_the_stack() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = fixture(mode, &[REMOTE_POD]);
+        let (pod, uplink) = (node.pod_a, node.uplink);
+        node.run(FROM_POD, pod, &request(tcp(CLIENT_PORT, SERVICE_PORT)).build(), 0);
+        let client = Addr::from(POD_A);
+        let entry = node.loaded.maps.endpoints.get(&client, 0).unwrap();
+        let stack_only = abi::Endpoint { flags: entry.flags | abi::ENDPOINT_STACK_ONLY, ..entry };
+        node.loaded.maps.endpoints.insert(client, stack_only, 0).unwrap();
+        let packet = Packet::new(REMOTE_POD, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
+        let arrives =
+            Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+        let tunnel = Vxlan::new(NODE2, NODE1)
+            .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+        let (frame, path) = match mode {
+            Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
+            Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
+        };
+        let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check(&format!("{mode:?}"), FROM_UPLINK, uplink, &frame, expect);
+    }
+}
+
+#[test]
+fn a_flow_whose_backend_is_gone_is_dropped() {
+    let mut node = fixture(Mode::Vxlan, &[POD_B]);
+    let link = node.pod_a;
+    let packet = request(tcp(CLIENT_PORT, SERVICE_PORT)).build();
+    node.run(FROM_POD, link, &packet, 0);
+    node.model.endpoints.retain(|_, endpoint| endpoint.addresses().all(|address| address != POD_B));
+    node.fill();
+    node.check("its flow is still there", FROM_POD, link, &packet, Expect::Drop(Reason::BackendGone));
+}
+
+#[test]
+fn a_syn_on_an_answered_pair_has_the_choice_again() {
+    let mut node = fixture(Mode::Vxlan, &[POD_B]);
+    let (link_a, link_b) = (node.pod_a, node.pod_b);
+    let asked = request(tcp(CLIENT_PORT, SERVICE_PORT)).build();
+    let chosen = |node: &Fixture| {
+        let flows = node.translations();
+        flows.values().find(|half| half.reply == 0).map(|half| half.destination).unwrap()
+    };
+    node.run(FROM_POD, link_a, &asked, 0);
+    serve(&mut node, &[REMOTE_POD]);
+    node.run(FROM_POD, link_a, &asked, 0);
+    assert_eq!(chosen(&node), POD_B.into(), "an unanswered SYN that is sent again keeps its backend");
+    let answer = Packet::new(POD_B, POD_A, syn_ack(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC);
+    node.run(FROM_POD, link_b, &answer.build(), 0);
+    node.run(FROM_POD, link_a, &asked, 0);
+    assert_eq!(chosen(&node), REMOTE_POD.into());
 }

@@ -60,11 +60,14 @@ pub fn to_pod<I: KnownIp>(
     sender: Option<&Node>,
 ) -> Outcome {
     flow::complete(packet)?;
-    if packet.headers.ttl() <= 1 || stack_flow::needs_stack(endpoint, packet) {
+    if packet.headers.ttl() <= 1 {
         return Ok(Verdict::PASS);
     }
     if service::is_answer(packet) {
         return Ok(Verdict::SERVE);
+    }
+    if stack_flow::needs_stack(endpoint, packet) {
+        return Ok(Verdict::PASS);
     }
     if let Some(node) = sender {
         fastpath::learn_direct_in(ctx, packet, endpoint, node);

@@ -4,13 +4,15 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, Frontend, STATE_REPLIED, TRANSLATION_SERVICE},
+    abi::{Backend, Endpoint, Frontend, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, TRANSLATION_SERVICE},
     flow::protocol,
     nat,
     reason::{Drop, Hook, Path},
 };
 
-use super::{direct, ends, fastpath, fastpath::KnownIp, flow, local, snat, translation, tunnel_out};
+use super::{
+    direct, ends, fastpath, fastpath::KnownIp, flow, local, snat, stack_flow, translation, tunnel_out,
+};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed, Skb, decrement_ttl, translate},
@@ -73,18 +75,21 @@ pub fn is_answer<I: Ip>(packet: &Parsed<I>) -> bool {
     of(packet).is_some_and(|entry| entry.get().reply != 0)
 }
 
-/// Delivers a packet that the VXLAN device has decapsulated, unless it is the answer to a pod's packet
-/// to a service.
+/// Handles a packet to a pod that the VXLAN device has decapsulated: delivers it, or leaves it to the
+/// program for services, or to the host stack.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 // Not inlined: see `is_answer`.
 #[inline(never)]
 pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
-    match is_answer(packet) {
-        true => Ok(Verdict::SERVE),
-        false => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice),
+    if is_answer(packet) {
+        return Ok(Verdict::SERVE);
     }
+    if stack_flow::needs_stack(endpoint, packet) {
+        return Ok(Verdict::stack(Path::TunnelToStack));
+    }
+    local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
 }
 
 /// Translates a packet of a service and sends it on: to a pod of this node, or to a pod of another
@@ -166,6 +171,12 @@ fn deliver<I: KnownIp>(
 fn send_away<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let (endpoint, to) = (ends::sending_pod(&packet.headers, &packet.headers.source_address()), entry.get());
     let endpoint = endpoint.ok_or(Drop::BackendGone)?;
+    match maps::node(&to.destination).map_or(NODE_LOCAL, |node| node.flags & (NODE_LOCAL | NODE_IPSEC_PODS)) {
+        0 => {}
+        // Only the stack would ask the policy, but it accepts no packet that is translated here.
+        NODE_IPSEC_PODS => return Err(Drop::IpsecPolicy),
+        _ => return Err(Drop::BackendGone),
+    }
     if maps::is_direct() {
         return direct::reply(ctx, packet, endpoint, to, Path::DirectOut);
     }

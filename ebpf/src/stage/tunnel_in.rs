@@ -166,10 +166,13 @@ fn open<I: KnownIp>(
     // A later fragment may have overtaken its first one. The first one then came in outer
     // fragments, and takes the slower path through the device. The later fragment takes the same
     // path, so it queues behind the first one.
-    if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
+    if flow::complete(packet).is_err() {
         return Ok(Verdict::PASS);
     }
     let is_answer = service::is_answer(packet);
+    if !is_answer && stack_flow::needs_stack(endpoint, packet) {
+        return Ok(Verdict::PASS);
+    }
     if !is_answer {
         fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
     }
@@ -263,10 +266,7 @@ fn decapsulated<I: Ip>(
         return to_node(packet);
     };
     flow::complete(packet)?;
-    if packet.headers.ttl() <= 1
-        || node.flags & NODE_IPSEC_PODS != 0
-        || stack_flow::needs_stack(endpoint, packet)
-    {
+    if packet.headers.ttl() <= 1 || node.flags & NODE_IPSEC_PODS != 0 {
         return Ok(Verdict::stack(Path::TunnelToStack));
     }
     service::deliver_or_serve(ctx, packet, endpoint)

@@ -16,6 +16,10 @@ use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
+    // The programs would send packets past the stack, which alone asks the policies.
+    if !model.policies.is_empty() {
+        return slice;
+    }
     let pods = PodNetworks::of(model);
     for (name, ports) in scope.services(model) {
         for port in ports {
@@ -30,6 +34,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 /// Returns whether the programs serve pods at a frontend. kube-proxy serves all others:
 ///
 /// - whose backends include processes of a node, or addresses outside the cluster;
+/// - all of them on a host with IPsec policies;
 /// - those of UDP: a flow would go on to a backend that is gone;
 /// - those with session affinity.
 fn is_served(pods: &PodNetworks, port: &ServedPort, frontend: &Frontend) -> bool {
