@@ -33,6 +33,9 @@ const RECORD: &str = "agent/tests/prog/kernels.json";
 /// The processor. Without these two features, the guest's kernel copies memory by plain loads and
 /// stores. QEMU emulates `rep movsb` byte by byte, and the tests would take a fifth longer.
 const CPU: &str = "max,-erms,-fsrm";
+/// Files that the tests may open. The packet tables keep loaded programs and their maps for later
+/// tests; the kernel's default is 1024.
+const DESCRIPTORS: u32 = 65_536;
 const BUSYBOX: &str = "/bin/busybox";
 /// The guest's users. tcpdump runs as the user `tcpdump`, and exits if there is none.
 const USERS: (&str, &str) = ("/etc/passwd", "root:x:0:0::/:\ntcpdump:x:100:100::/:\n");
@@ -192,6 +195,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t tmpfs run /run
 for module in /modules/*; do insmod $module; done
 ip link set lo up
+ulimit -n {DESCRIPTORS}
 {environment}cd {folder}
 exec > /dev/ttyS1 2>&1
 stty raw < /dev/ttyS1
