@@ -67,8 +67,8 @@ impl Services {
     /// Returns what this node serves of a service. `None`: there is no such service.
     fn served(&self, name: &ServiceName, node: &ThisNode) -> Option<Vec<ServedPort>> {
         let service = self.services.get(name)?;
-        let slices: Vec<_> = self.slices.get(name).into_iter().flat_map(BTreeMap::values).collect();
-        let slices: Vec<&EndpointSlice> = slices.into_iter().map(|slice| &**slice).collect();
+        let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+        let slices: Vec<_> = slices.map(Arc::as_ref).collect();
         Some(served_ports(service, &slices, node))
     }
 

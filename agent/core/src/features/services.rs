@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podwire_common::abi;
-use podwire_common::addr::Be16;
+use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 
 use super::Scope;
@@ -16,12 +16,14 @@ use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
-    // The programs would send packets past the stack, which alone asks the policies.
-    if !model.policies.is_empty() {
+    let services = scope.services(model);
+    // The programs would send packets past the stack, which alone asks the policies. Without
+    // services, as for each ADD, there is no need to look at all nodes.
+    if services.is_empty() || !model.policies.is_empty() {
         return slice;
     }
     let pods = PodNetworks::of(model);
-    for (name, ports) in scope.services(model) {
+    for (name, ports) in services {
         for port in ports {
             for frontend in port.frontends.iter().filter(|frontend| is_served(&pods, port, frontend)) {
                 add(&mut slice, name, port, frontend);
@@ -81,7 +83,7 @@ fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Fron
     slice.tables.services.insert(key, abi::Service { list, backends, reserved: 0 });
 }
 
-type Entry = (podwire_common::addr::Addr, Be16);
+type Entry = (Addr, Be16);
 
 fn entry(backend: Backend) -> Entry {
     (backend.address.into(), Be16::new(backend.port.get()))

@@ -138,8 +138,8 @@ impl Upkeep {
         let mut attempts = Attempts::default();
         unknown.into_iter().for_each(|error| attempts.note(Err(error)));
         let mut ops = Vec::new();
-        let is_early = |op: &Op| !state.has_services && op.is_removal() && is_of_services(op);
-        let planned: Vec<_> = plan(&want, &have, removals).into_iter().filter(|op| !is_early(op)).collect();
+        let mut planned = plan(&want, &have, removals);
+        planned.retain(|op| state.has_services || !op.is_removal() || !is_of_services(op));
         for op in planned {
             let is_possible = match &op {
                 Op::Programs(Change { key, now: Some(programs), .. }) => {
