@@ -83,11 +83,26 @@ fn a_backend_of_this_node_is_reached_and_answers() {
     assert_eq!(kinds, [TRANSLATION_SERVICE; 2]);
 }
 
+/// Checks that the answer of [`REMOTE_POD`] reaches pod A in the service's name.
+fn check_answer(node: &mut Fixture, mode: Mode) {
+    let packet = Packet::new(REMOTE_POD, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
+    let arrives = Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+    let tunnel = Vxlan::new(NODE2, NODE1)
+        .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+    let (frame, path) = match mode {
+        Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
+        Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
+    };
+    let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
+    let uplink = node.uplink;
+    node.check(&format!("{mode:?}, answer"), FROM_UPLINK, uplink, &frame, expect);
+}
+
 #[test]
 fn a_backend_of_another_node_is_reached_and_answers() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = fixture(mode, &[REMOTE_POD]);
-        let (pod, uplink) = (node.pod_a, node.uplink);
+        let pod = node.pod_a;
         let packet = request(tcp(CLIENT_PORT, SERVICE_PORT));
         let leaves =
             Packet { destination: REMOTE_POD, transport: tcp(CLIENT_PORT, POD_PORT), ..packet.clone() };
@@ -102,17 +117,7 @@ fn a_backend_of_another_node_is_reached_and_answers() {
             }
         }
         assert_eq!((ran.code, hex(&ran.frame)), (direct.code, hex(&direct.frame)), "{mode:?}");
-        let packet = Packet::new(REMOTE_POD, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
-        let arrives =
-            Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
-        let tunnel = Vxlan::new(NODE2, NODE1)
-            .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
-        let (frame, path) = match mode {
-            Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
-            Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
-        };
-        let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-        node.check(&format!("{mode:?}, answer"), FROM_UPLINK, uplink, &frame, expect);
+        check_answer(&mut node, mode);
     }
 }
 
@@ -236,23 +241,13 @@ fn what_is_for_no_service_is_the_hosts() {
 fn answers_go_to_the_client_while_its_own_flows_take_the_stack() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = fixture(mode, &[REMOTE_POD]);
-        let (pod, uplink) = (node.pod_a, node.uplink);
+        let pod = node.pod_a;
         node.run(FROM_POD, pod, &request(tcp(CLIENT_PORT, SERVICE_PORT)).build(), 0);
         let client = Addr::from(POD_A);
         let entry = node.loaded.maps.endpoints.get(&client, 0).unwrap();
         let stack_only = abi::Endpoint { flags: entry.flags | abi::ENDPOINT_STACK_ONLY, ..entry };
         node.loaded.maps.endpoints.insert(client, stack_only, 0).unwrap();
-        let packet = Packet::new(REMOTE_POD, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
-        let arrives =
-            Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
-        let tunnel = Vxlan::new(NODE2, NODE1)
-            .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
-        let (frame, path) = match mode {
-            Mode::Vxlan => (tunnel.around(&inner(&packet)), Path::TunnelIn),
-            Mode::Direct => (packet.clone().macs(UPLINK_MAC, NODE2_MAC).build(), Path::DirectIn),
-        };
-        let expect = Expect::Redirect(path, arrives.forwarded(POD_A_MAC, HOST_A_MAC));
-        node.check(&format!("{mode:?}"), FROM_UPLINK, uplink, &frame, expect);
+        check_answer(&mut node, mode);
     }
 }
 

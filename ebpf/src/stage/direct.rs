@@ -76,8 +76,7 @@ pub fn to_pod<I: KnownIp>(
 }
 
 /// Translates a pod's packet and sends it out by the link of its translation: a hostPort's reply, or
-/// a packet to a service. The caller has checked that
-/// the TTL is above 1.
+/// a packet to a service. The caller has checked that the TTL is above 1.
 ///
 /// # Errors
 /// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].

@@ -5,7 +5,6 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Backend, Endpoint, Frontend, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, TRANSLATION_SERVICE},
-    flow::protocol,
     nat,
     reason::{Drop, Hook, Path},
 };
@@ -26,12 +25,7 @@ use crate::{
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<bool, Drop> {
     let flow = &packet.flow;
-    let begins = match flow.protocol {
-        protocol::TCP => packet.begins_connection(),
-        protocol::UDP => true,
-        _ => false,
-    };
-    if !begins || packet.is_error || packet.is_authenticated() {
+    if !packet.begins_connection() || packet.is_error || packet.is_authenticated() {
         return Ok(false);
     }
     let Some(backend) = choose(packet) else {
