@@ -44,10 +44,10 @@ pub struct Config {
     /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
-    /// Whether the programs translate pods' connections to services: TCP to a ClusterIP, if all its
-    /// backends are pods and it has no session affinity.
+    /// Whether the programs translate pods' flows to services: TCP and UDP to a ClusterIP, if all
+    /// its backends are pods and it has no session affinity.
     ///
-    /// kube-proxy must run as before: it serves all other connections, and those of nodes and of
+    /// kube-proxy must run as before: it serves all other flows, and those of nodes and of
     /// clients outside.
     #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]
     pub services: ServiceMode,

@@ -113,7 +113,8 @@ mod tests {
             hairpin: 0,
             past_stack: 0,
             is_long: 0,
-            reserved: [0; 6],
+            service: 0,
+            list: 0,
         }
     }
 

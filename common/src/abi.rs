@@ -318,8 +318,12 @@ pub struct Translation {
     /// 1: a packet of this half's direction has gone past the host stack, so the next one is worth
     /// an entry in `FLOWS`. Short connections get no entry.
     pub is_long: u8,
-    /// Explicit padding.
-    pub reserved: [u8; 6],
+    /// The slot of `EPOCHS` that flows of this service hold ([`crate::epoch::service`]); 0 for all
+    /// other flows.
+    pub service: u16,
+    /// Lower half of the number of the list from which the backend was chosen ([`Service::list`]);
+    /// 0 for all flows that are not a service's.
+    pub list: u32,
 }
 
 /// A pod's flow to the world: its source becomes an address of the uplink.
@@ -620,6 +624,8 @@ pub struct Backend {
 pub struct Service {
     /// The list. Another list has another number, so a list never changes while a service has it.
     pub list: u64,
+    /// The service's port, for [`ServingKey::service`]. It stays the same while the list changes.
+    pub id: u64,
     /// Number of its backends, at least 1.
     pub backends: u32,
     /// Explicit padding.
@@ -637,6 +643,21 @@ pub struct BackendKey {
     pub index: u32,
     /// Explicit padding, zero: part of the key.
     pub reserved: u32,
+}
+
+/// `SERVING`: a backend to which UDP flows of a service go on. The value is 0.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct ServingKey {
+    /// [`Service::id`].
+    pub service: u64,
+    /// The backend's address.
+    pub address: Addr,
+    /// The backend's port, network order.
+    pub port: Be16,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: [u8; 6],
 }
 
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
@@ -801,8 +822,9 @@ plain! {
     Frontend: 20,
     Holder: 20,
     Backend: 20,
-    Service: 16,
+    Service: 24,
     BackendKey: 16,
+    ServingKey: 32,
     RedirectedSocket: 32,
     SocketAddress: 20,
     Count: 16,

@@ -1,6 +1,6 @@
 //! What a known flow depends on, and what a change of the tables makes stale.
 //!
-//! Each subject (an endpoint, a node, an uplink, a region of addresses) has a slot of `EPOCHS`. A
+//! Each subject (an endpoint, a node, an uplink, a region of addresses, a service) has a slot of `EPOCHS`. A
 //! known flow holds the slots of its subjects and the sum of their numbers; a hit compares that
 //! sum. A writer that changes a subject writes the table first, then `GENERATION`, then a new
 //! number into the slot.
@@ -29,6 +29,7 @@ const ENDPOINT: u32 = 1;
 const NODE: u32 = 2;
 const UPLINK: u32 = 3;
 const REGION: u32 = 4;
+const SERVICE: u32 = 5;
 
 /// The most regions that a change of one prefix names. A larger prefix makes all flows stale.
 #[cfg(any(test, feature = "std"))]
@@ -51,6 +52,12 @@ pub const fn node(tunnel_endpoint: &Addr) -> u16 {
 #[inline(always)]
 pub const fn uplink(ifindex: u32) -> u16 {
     slot(UPLINK, ifindex)
+}
+
+/// Returns the slot of a service, by [`crate::abi::Service::id`].
+#[inline(always)]
+pub const fn service(id: u64) -> u16 {
+    slot(SERVICE, (id >> 32) as u32 ^ id as u32)
 }
 
 /// Returns the slot of an address's region: the first 24 bits of an IPv4 address, the first 64 of
@@ -111,6 +118,12 @@ pub const fn with_node(here: u32, tunnel_endpoint: &Addr, there: &Addr) -> [u16;
 #[inline(always)]
 pub const fn with_world(here: u32, link: u32, there: &Addr) -> [u16; FLOW_SLOTS] {
     [endpoint(here), uplink(link), region(there), ALL_FLOWS]
+}
+
+/// Adds the slot of a service to those of a flow, which needs no more than three.
+#[inline(always)]
+pub const fn of_service([a, b, c, _]: [u16; FLOW_SLOTS], service: u16) -> [u16; FLOW_SLOTS] {
+    [a, b, c, service]
 }
 
 /// Returns the slots of the regions that a prefix covers. `bits` counts from the first of all 128
@@ -204,7 +217,7 @@ mod tests {
         #[test]
         fn every_subject_has_a_slot_of_its_own_kind(id in any::<u32>(), quad in any::<[u8; 4]>()) {
             let address = Addr::from_v4(quad);
-            for slot in [endpoint(id), uplink(id), node(&address), region(&address)] {
+            for slot in [endpoint(id), uplink(id), node(&address), region(&address), service(id.into())] {
                 prop_assert!(slot != ALL_FLOWS && usize::from(slot) < EPOCH_SLOTS);
             }
         }

@@ -119,14 +119,15 @@ const CLOSED_TIMEOUT: u64 = 65;
 
 /// Returns for how many seconds a translation may be idle before the agent removes it. Open and
 /// half closed TCP follow RFC 5382 REQ-5, ICMP follows RFC 5508 REQ-2, established UDP follows RFC
-/// 4787 REQ-5. Flows that wait for their third packet have the timeouts of connection tracking.
+/// 4787 REQ-5 and connection tracking. Flows that wait for their third packet have the timeouts of
+/// connection tracking.
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
     let is_established = state & STATE_ESTABLISHED != 0;
     match protocol_number {
         protocol::TCP if is_closed(state) => CLOSED_TIMEOUT,
         protocol::TCP if is_open(state) => 7440,
         protocol::TCP if is_established => 240,
-        protocol::UDP | protocol::UDP_LITE if is_established => 300,
+        protocol::UDP | protocol::UDP_LITE if is_established => 120,
         protocol::UDP | protocol::UDP_LITE => 30,
         protocol::ICMP | protocol::ICMPV6 => 60,
         // SCTP sends heartbeats every 30 s. GRE and ESP tunnels may be idle for minutes.
@@ -145,7 +146,7 @@ pub const fn can_change_ports(protocol_number: u8, icmp: u8) -> bool {
 
 /// Returns the timeout while the table, or the holder's share of it, is nearly full. It is
 /// [`idle_timeout`], but shorter for flows that are over, not established, or reset from outside:
-/// these leave first.
+/// these leave first. It is shorter for UDP, too: nothing says when a flow of datagrams is over.
 pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 {
     let ordinary = idle_timeout(state, protocol_number);
     let short = if protocol_number == protocol::TCP && is_closed(state) {
@@ -154,6 +155,8 @@ pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 
         5
     } else if protocol_number == protocol::TCP && state & STATE_OUTSIDE_RESET != 0 {
         CLOSED_TIMEOUT
+    } else if matches!(protocol_number, protocol::UDP | protocol::UDP_LITE) {
+        30
     } else {
         ordinary
     };
@@ -331,8 +334,10 @@ mod tests {
         let answered = udp(0, true);
         assert_eq!((answered, timeout(answered)), (STATE_REPLIED, 30));
         assert_eq!(timeout(udp(answered, true)), 30);
-        assert_eq!(timeout(udp(answered, false)), 300);
-        assert_eq!(idle_timeout_under_pressure(answered, protocol::UDP), 5);
+        let established = udp(answered, false);
+        assert_eq!(timeout(established), 120);
+        let pressed = |state| idle_timeout_under_pressure(state, protocol::UDP);
+        assert_eq!((pressed(answered), pressed(established)), (5, 30));
     }
 
     #[test]
@@ -364,7 +369,8 @@ mod tests {
             hairpin: 0,
             past_stack: 0,
             is_long: 0,
-            reserved: [0; 6],
+            service: 0,
+            list: 0,
         };
         let flow = |source, destination, ports: (u16, u16)| {
             Flow::new(source, destination, Be16::new(ports.0), Be16::new(ports.1), protocol::TCP)

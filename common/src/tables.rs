@@ -148,9 +148,14 @@ macro_rules! tables {
             entries 262_144, option none, rank 10, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Address, port and protocol of a service → list of its backends, and their number.
+            /// Service, pod address, port → 0. The service's UDP flows to this backend go on.
+            SERVING, serving, Serving: LazyHash<$crate::abi::ServingKey, u32>,
+            entries 262_144, option none, rank 11, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Address, port and protocol of a service → list of its backends, number of the service.
             SERVICES, services, Services: LazyHash<$crate::abi::Frontend, $crate::abi::Service>,
-            entries 65_536, option none, rank 11, share $crate::tables::Share::Unlimited
+            entries 65_536, option none, rank 12, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.

@@ -228,7 +228,11 @@ mod tests {
                 |device| Route::Link { device, gateway: None, source: None },
             );
             let prefix = |(last, bits)| Prefix { address: address(last), bits };
+            let serving = |((service, _), last): (&(u64, u32), &u8)| abi::ServingKey {
+                service: *service, address: address(*last), port: Be16::new(8080), reserved: [0; 6],
+            };
             let tables = Tables {
+                serving: backends.iter().map(|entry| (serving(entry), 0)).collect(),
                 links: links.into_iter().map(|(key, mtu)| (key, link(mtu))).collect(),
                 links6: links6.into_iter().map(|(key, last)| (key, link6(last))).collect(),
                 networks: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
@@ -239,7 +243,7 @@ mod tests {
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 backends: backends.into_iter().map(|((list, index), last)| (abi::BackendKey { list, index, reserved: 0 }, backend(last))).collect(),
-                services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, backends: 1, reserved: 0 })).collect(),
+                services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, id: 1, backends: 1, reserved: 0 })).collect(),
             };
             let routes = routes.into_iter();
             let routes = routes.map(|(key, device)| (IpAddr::from([10, 0, 0, key]).into(), route(device))).collect();

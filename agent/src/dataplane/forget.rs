@@ -23,6 +23,8 @@ use super::maps::Maps;
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
 /// | `FRONTENDS` | never: for a node's own address the programs learn only replies, which depend on their translations | |
 /// | `SERVICES` | a known destination is not a service's address | new: the address's region |
+/// | | a UDP flow goes on while its backend serves, or no backend does | the service |
+/// | `SERVING` | a UDP flow goes on while its backend serves | removed: the service |
 /// | `BACKENDS` | never: a service's list does not change, and a flow keeps its backend | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
@@ -42,9 +44,14 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::Vteps(Change { key, .. }) | TableChange::TunnelPeers(Change { key, now: None, .. }) => {
             [epoch::node(key)].into()
         }
-        TableChange::Services(Change { key, before: None, .. }) => [epoch::region(&key.address)].into(),
+        TableChange::Services(Change { key, before: None, now }) => {
+            let service = now.iter().map(|now| epoch::service(now.id));
+            service.chain([epoch::region(&key.address)]).collect()
+        }
+        TableChange::Services(Change { before: Some(before), .. }) => [epoch::service(before.id)].into(),
+        TableChange::Serving(Change { key, now: None, .. }) => [epoch::service(key.service)].into(),
         TableChange::Networks(_)
-        | TableChange::Services(_)
+        | TableChange::Serving(_)
         | TableChange::Backends(_)
         | TableChange::TunnelPeers(_)
         | TableChange::Frontends(_)
@@ -130,6 +137,13 @@ mod tests {
         let region = |text| epoch::region(&address(text));
         let (known, new) = (Some(endpoint(4)), endpoint(5));
         let nothing: Vec<u16> = Vec::new();
+        let service = abi::Service { list: 7, id: 1 << 40, backends: 1, reserved: 0 };
+        let serving = abi::ServingKey {
+            service: service.id,
+            address: backend.address,
+            port: backend.port,
+            reserved: [0; 6],
+        };
         let table = [
             ("a new pod", TableChange::Endpoints(Change::added(pod, new)), vec![region("10.244.1.0")]),
             (
@@ -196,6 +210,31 @@ mod tests {
                 "a hostPort removed",
                 TableChange::Frontends(Change { key: frontend, before: Some(backend), now: None }),
                 nothing.clone(),
+            ),
+            (
+                "a service",
+                TableChange::Services(Change::added(frontend, service)),
+                vec![epoch::region(&frontend.address), epoch::service(service.id)],
+            ),
+            (
+                "a service with another list",
+                TableChange::Services(Change {
+                    key: frontend,
+                    before: Some(service),
+                    now: Some(abi::Service { list: 8, ..service }),
+                }),
+                vec![epoch::service(service.id)],
+            ),
+            (
+                "a service removed",
+                TableChange::Services(Change { key: frontend, before: Some(service), now: None }),
+                vec![epoch::service(service.id)],
+            ),
+            ("a backend that serves", TableChange::Serving(Change::added(serving, 0)), nothing.clone()),
+            (
+                "a backend that no longer serves",
+                TableChange::Serving(Change { key: serving, before: Some(0), now: None }),
+                vec![epoch::service(service.id)],
             ),
             ("a guard", TableChange::Guards(Change::added(4, guard)), nothing.clone()),
             (

@@ -1,8 +1,9 @@
-//! Services that the programs serve: a pod's TCP connection to a ClusterIP goes to a pod, past the
-//! host stack in both directions. No rule of the host translates anything here.
+//! Services that the programs serve: a pod's flow to a ClusterIP goes to a pod, past the host stack
+//! in both directions. No rule of the host translates anything here.
 
 use std::net::{IpAddr, SocketAddr};
 
+use podwire_common::names::maps;
 use podwire_common::reason::Path::{DirectIn, DirectOut, Local, ToStack, TunnelIn, TunnelOut, TunnelToStack};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
@@ -10,13 +11,16 @@ use xtask::lab::{Lab, Mode, Node, Pod};
 
 use crate::check::Counted;
 use crate::service::service;
-use crate::sockets::wait_until;
+use crate::sockets::{UdpSocket, udp, unspecified, wait_until};
 use crate::sweep::metric;
 
 const SERVICE_PORT: u16 = 80;
 const POD_PORT: u16 = 8080;
 
-/// Returns a Service object with one port, and a ClusterIP of each family.
+/// Entries of `SERVICES` for each service: two families and two protocols.
+const ENTRIES: u32 = 4;
+
+/// Returns a Service object with a port for TCP and for UDP, and a ClusterIP of each family.
 fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
     json!({
         "kind": "Service",
@@ -26,7 +30,10 @@ fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
             "type": "ClusterIP",
             "clusterIP": addresses[0],
             "clusterIPs": addresses,
-            "ports": [{ "name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": POD_PORT }],
+            "ports": [
+                { "name": "tcp", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": POD_PORT },
+                { "name": "udp", "port": SERVICE_PORT, "protocol": "UDP", "targetPort": POD_PORT },
+            ],
         },
     })
 }
@@ -45,7 +52,10 @@ fn slice(name: &str, pods: &[&Pod], family: usize) -> Value {
             "labels": { "kubernetes.io/service-name": name },
         },
         "addressType": kind,
-        "ports": [{ "name": "http", "port": POD_PORT, "protocol": "TCP" }],
+        "ports": [
+            { "name": "tcp", "port": POD_PORT, "protocol": "TCP" },
+            { "name": "udp", "port": POD_PORT, "protocol": "UDP" },
+        ],
         "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
     })
 }
@@ -81,16 +91,23 @@ fn pods_reach_backends_past_the_host_stack() {
         let lab = lab(mode);
         let client = lab.node(0).add_pod("client").unwrap();
         let (near, far) = (lab.node(0).add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-        put(&lab, "near", 0x30, &[&near], 2);
-        put(&lab, "far", 0x31, &[&far], 4);
+        put(&lab, "near", 0x30, &[&near], ENTRIES);
+        put(&lab, "far", 0x31, &[&far], 2 * ENTRIES);
         for (last, server, takes) in
             [(0x30, &near, &[(0, Local)][..]), (0x31, &far, &[(0, out), (0, back), (1, out), (1, back)])]
         {
             for address in service(last) {
                 let before = Counted::quiet(&lab);
-                let exchange = traffic::tcp_exchange_on(&client, server, route(address), 1 << 20).unwrap();
-                assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
-                assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
+                let exchanges = [
+                    traffic::tcp_exchange_on(&client, server, route(address), 1 << 20),
+                    traffic::udp_exchange_on(&client, server, route(address), 100),
+                    // In fragments.
+                    traffic::udp_exchange_on(&client, server, route(address), 4000),
+                ];
+                for exchange in exchanges.map(Result::unwrap) {
+                    assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
+                    assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
+                }
                 let grown = Counted::quiet(&lab).since(&before);
                 grown.expect(takes, &[(0, ToStack), (1, ToStack), (1, TunnelToStack)]).unwrap();
             }
@@ -102,11 +119,16 @@ fn pods_reach_backends_past_the_host_stack() {
 fn a_pod_reaches_itself_by_its_service() {
     let lab = lab(Mode::Vxlan);
     let pod = lab.node(0).add_pod("pod").unwrap();
-    put(&lab, "own", 0x32, &[&pod], 2);
+    put(&lab, "own", 0x32, &[&pod], ENTRIES);
     for address in service(0x32) {
-        let exchange = traffic::tcp_exchange_on(&pod, &pod, route(address), 1 << 16).unwrap();
-        assert_eq!(exchange.peer_seen_by_client.ip(), address);
-        assert!(exchange.source_translated(), "{exchange:?}");
+        let exchanges = [
+            traffic::tcp_exchange_on(&pod, &pod, route(address), 1 << 16),
+            traffic::udp_exchange_on(&pod, &pod, route(address), 100),
+        ];
+        for exchange in exchanges.map(Result::unwrap) {
+            assert_eq!(exchange.peer_seen_by_client.ip(), address);
+            assert!(exchange.source_translated(), "{exchange:?}");
+        }
     }
 }
 
@@ -116,9 +138,9 @@ fn connections_outlive_changes_and_an_agents_restart() {
     let client = lab.node(0).add_pod("client").unwrap();
     let (first, second) = (lab.node(1).add_pod("first").unwrap(), lab.node(0).add_pod("second").unwrap());
     for address in service(0x33) {
-        put(&lab, "web", 0x33, &[&first], 2);
+        put(&lab, "web", 0x33, &[&first], ENTRIES);
         let stream = traffic::tcp_stream_on(&client, &first, route(address)).unwrap();
-        put(&lab, "web", 0x33, &[&second], 2);
+        put(&lab, "web", 0x33, &[&second], ENTRIES);
         let connects = || traffic::tcp_exchange_on(&client, &second, route(address), 1 << 16).ok();
         assert!(wait_until(connects).is_some(), "{}", lab.node(0).agent_log_tail(20));
         stream.wait_for(1 << 16).unwrap();
@@ -133,11 +155,43 @@ fn connections_outlive_changes_and_an_agents_restart() {
 }
 
 #[test]
+fn datagrams_go_to_another_backend_when_theirs_is_gone() {
+    let lab = lab(Mode::Vxlan);
+    let client = lab.node(0).add_pod("client").unwrap();
+    let (first, second) = (lab.node(1).add_pod("first").unwrap(), lab.node(0).add_pod("second").unwrap());
+    for address in service(0x35) {
+        let [asks, here, there] = [(&client, 0), (&second, POD_PORT), (&first, POD_PORT)]
+            .map(|(pod, port)| udp(pod, (unspecified(address), port)));
+        asks.connect((address, SERVICE_PORT)).unwrap();
+        let exchange = |with: &UdpSocket| {
+            let mut buffer = [0; 8];
+            asks.send(b"question").unwrap();
+            let (_, from) = with.recv_from(&mut buffer).unwrap();
+            with.send_to(b"answer", from).unwrap();
+            asks.recv(&mut buffer).unwrap();
+            from
+        };
+        put(&lab, "dns", 0x35, &[&first], ENTRIES);
+        // From the third one on, the programs know the flow.
+        for _ in 0..4 {
+            exchange(&there);
+        }
+        let listed = |node: &Node| node.map_dump(maps::SERVING).unwrap().to_string();
+        let before = listed(lab.node(0));
+        put(&lab, "dns", 0x35, &[&second], ENTRIES);
+        assert!(wait_until(|| (listed(lab.node(0)) != before).then_some(())).is_some());
+        // The answer comes from the service: the socket is connected.
+        exchange(&here);
+        assert_eq!(exchange(&here).ip(), client.addresses()[usize::from(address.is_ipv6())]);
+    }
+}
+
+#[test]
 fn what_only_kube_proxy_can_serve_is_left_to_it() {
     let lab = lab(Mode::Vxlan);
     let pod = lab.node(0).add_pod("pod").unwrap();
     let api = lab.api_server().unwrap();
-    put(&lab, "web", 0x34, &[&pod], 2);
+    put(&lab, "web", 0x34, &[&pod], ENTRIES);
     let of_node = |family: usize| {
         let mut slice = slice("web", &[&pod], family);
         slice["endpoints"][0]["addresses"][0] = lab.node(1).addresses()[family].to_string().into();
@@ -151,17 +205,19 @@ fn what_only_kube_proxy_can_serve_is_left_to_it() {
         service
     };
     for (what, is_served, object) in [
-        ("a process of a node answers", 1, of_node(1)),
+        ("a process of a node answers", ENTRIES / 2, of_node(1)),
         ("in both families", 0, of_node(0)),
-        ("a pod again", 1, slice("web", &[&pod], 1)),
-        ("in both families again", 2, slice("web", &[&pod], 0)),
+        ("a pod again", ENTRIES / 2, slice("web", &[&pod], 1)),
+        ("in both families again", ENTRIES, slice("web", &[&pod], 0)),
         ("session affinity", 0, sticky(true)),
-        ("none", 2, sticky(false)),
+        ("none", ENTRIES, sticky(false)),
     ] {
         api.put(object);
         assert!(serves(lab.node(0), is_served), "{what}\n{}", lab.node(0).agent_log_tail(20));
     }
     api.delete_like(&sticky(false));
     assert!(serves(lab.node(0), 0), "the service is gone");
-    assert_eq!(metric(lab.node(0), "podwire_table_entries{table=\"BACKENDS\"}"), "0");
+    for table in ["BACKENDS", "SERVING"] {
+        assert_eq!(metric(lab.node(0), &format!("podwire_table_entries{{table=\"{table}\"}}")), "0");
+    }
 }

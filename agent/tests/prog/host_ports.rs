@@ -104,7 +104,8 @@ fn half(from: End, to: End, ifindex: u32, reply: u8, hairpin: u8) -> Translation
         hairpin,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 6],
+        service: 0,
+        list: 0,
     }
 }
 

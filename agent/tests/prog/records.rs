@@ -147,7 +147,8 @@ impl Fixture {
             hairpin: 0,
             past_stack: 0,
             is_long: 0,
-            reserved: [0; 6],
+            service: 0,
+            list: 0,
         };
         let back = abi::Translation {
             source: original.destination,
@@ -178,7 +179,8 @@ impl Fixture {
             hairpin: 0,
             past_stack: 1,
             is_long: 1,
-            reserved: [0; 6],
+            service: 0,
+            list: 0,
         };
         let back = abi::Translation {
             source: A::WORLD.into(),
@@ -252,6 +254,7 @@ fn other_half() -> abi::Translation {
         hairpin: 0,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 6],
+        service: 0,
+        list: 0,
     }
 }

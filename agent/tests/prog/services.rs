@@ -23,7 +23,7 @@ const POD_PORT: u16 = 8080;
 /// A privileged port, which flows to a service keep.
 const CLIENT_PORT: u16 = 700;
 
-/// Returns a node with one service, for TCP and UDP.
+/// Returns a node with one service, for each protocol.
 fn fixture(mode: Mode, backends: &[Ipv4Addr]) -> Fixture {
     let mut fixture = Fixture::with_config(mode, |config| abi::Config { services: 1, ..*config });
     serve(&mut fixture, backends);
@@ -31,6 +31,11 @@ fn fixture(mode: Mode, backends: &[Ipv4Addr]) -> Fixture {
 }
 
 fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
+    serve_beside(fixture, backends, &[]);
+}
+
+/// Serves with backends for new flows, and others to which only flows of before go on.
+fn serve_beside(fixture: &mut Fixture, backends: &[Ipv4Addr], others: &[Ipv4Addr]) {
     let port = |number| NonZeroU16::new(number).unwrap();
     let backend =
         |address: &Ipv4Addr| Backend { address: IpAddr::V4(*address), port: port(POD_PORT), is_local: false };
@@ -41,7 +46,7 @@ fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
         affinity: None,
         cluster: backends.iter().map(backend).collect(),
         local: Vec::new(),
-        serving: Vec::new(),
+        serving: backends.iter().chain(others).map(backend).collect(),
         frontends: vec![Frontend {
             address: SERVICE.into(),
             port: port(SERVICE_PORT),
@@ -53,7 +58,8 @@ fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
         }],
     };
     let name = ServiceName { namespace: "default".into(), name: "web".into() };
-    fixture.model.services = BTreeMap::from([(name, [Protocol::Tcp, Protocol::Udp].map(served).into())]);
+    fixture.model.services =
+        BTreeMap::from([(name, [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(served).into())]);
     fixture.fill();
 }
 
@@ -196,12 +202,12 @@ fn connections_spread_evenly_and_keep_their_backend() {
     let mut node = fixture(Mode::Vxlan, &backends);
     let link = node.pod_a;
     const FLOWS: u16 = 3000;
-    let send = |node: &mut Fixture| {
+    let send = |node: &mut Fixture, transport: fn(u16, u16) -> Transport| {
         (0..FLOWS).for_each(|port| {
-            node.run(FROM_POD, link, &request(tcp(20_000 + port, SERVICE_PORT)).build(), 0);
+            node.run(FROM_POD, link, &request(transport(20_000 + port, SERVICE_PORT)).build(), 0);
         });
     };
-    send(&mut node);
+    send(&mut node, tcp);
     let chosen = |node: &Fixture| -> BTreeMap<_, _> {
         let flows = node.translations().into_iter().filter(|(_, half)| half.reply == 0);
         flows.map(|(flow, half)| (flow, half.destination)).collect()
@@ -213,17 +219,20 @@ fn connections_spread_evenly_and_keep_their_backend() {
         assert!((845..=1155).contains(&count), "{backend}: {count} of {FLOWS}");
     }
     serve(&mut node, &[POD_B]);
-    send(&mut node);
+    send(&mut node, ack);
     assert_eq!(chosen(&node), before);
 }
 
 #[test]
 fn what_is_for_no_service_is_the_hosts() {
+    let sctp = Transport::Sctp { source: CLIENT_PORT, destination: SERVICE_PORT };
     let table = [
         ("another port", 1, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT + 1))),
         ("the middle of a connection", 1, vec![POD_B], request(syn_ack(CLIENT_PORT, SERVICE_PORT))),
-        ("UDP", 1, vec![POD_B], request(udp(CLIENT_PORT, SERVICE_PORT))),
+        ("another port of UDP", 1, vec![POD_B], request(udp(CLIENT_PORT, SERVICE_PORT + 1))),
+        ("SCTP", 1, vec![POD_B], request(sctp)),
         ("no backends", 1, vec![], request(tcp(CLIENT_PORT, SERVICE_PORT))),
+        ("no backends of UDP", 1, vec![], request(udp(CLIENT_PORT, SERVICE_PORT))),
         ("a backend that is no pod", 1, vec![POD_B, NODE2], request(tcp(CLIENT_PORT, SERVICE_PORT))),
         ("switched off", 0, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT))),
     ];
@@ -262,21 +271,79 @@ fn a_flow_whose_backend_is_gone_is_dropped() {
     node.check("its flow is still there", FROM_POD, link, &packet, Expect::Drop(Reason::BackendGone));
 }
 
+/// Returns the backend of the only flow.
+fn chosen(node: &Fixture) -> Addr {
+    let flows = node.translations();
+    let mut requests = flows.values().filter(|half| half.reply == 0);
+    let backend = requests.next().unwrap().destination;
+    assert!(requests.next().is_none(), "one flow has one backend");
+    backend
+}
+
 #[test]
-fn a_syn_on_an_answered_pair_has_the_choice_again() {
-    let mut node = fixture(Mode::Vxlan, &[POD_B]);
+fn a_syn_has_the_choice_again_after_an_answer_or_a_change() {
+    let mut node = fixture(Mode::Vxlan, &[POD_B, REMOTE_POD]);
     let (link_a, link_b) = (node.pod_a, node.pod_b);
     let asked = request(tcp(CLIENT_PORT, SERVICE_PORT)).build();
-    let chosen = |node: &Fixture| {
-        let flows = node.translations();
-        flows.values().find(|half| half.reply == 0).map(|half| half.destination).unwrap()
-    };
     node.run(FROM_POD, link_a, &asked, 0);
-    serve(&mut node, &[REMOTE_POD]);
+    let first = chosen(&node);
+    for _ in 0..20 {
+        node.run(FROM_POD, link_a, &asked, 0);
+        assert_eq!(chosen(&node), first, "an unanswered SYN that is sent again keeps its backend");
+    }
+    serve(&mut node, &[POD_B]);
     node.run(FROM_POD, link_a, &asked, 0);
-    assert_eq!(chosen(&node), POD_B.into(), "an unanswered SYN that is sent again keeps its backend");
+    assert_eq!(chosen(&node), POD_B.into(), "the service has other backends");
     let answer = Packet::new(POD_B, POD_A, syn_ack(POD_PORT, CLIENT_PORT)).macs(HOST_B_MAC, POD_B_MAC);
     node.run(FROM_POD, link_b, &answer.build(), 0);
+    serve(&mut node, &[REMOTE_POD]);
+    node.run(FROM_POD, link_a, &request(ack(CLIENT_PORT, SERVICE_PORT)).build(), 0);
+    assert_eq!(chosen(&node), POD_B.into(), "a connection keeps its backend");
     node.run(FROM_POD, link_a, &asked, 0);
+    assert_eq!(chosen(&node), REMOTE_POD.into(), "another connection");
+}
+
+#[test]
+fn datagrams_keep_a_backend_while_it_serves() {
+    for (what, backend, other, later) in
+        [("here", POD_B, REMOTE_POD, POD_OF_NODE3), ("there", REMOTE_POD, POD_B, POD_B)]
+    {
+        let mut node = fixture(Mode::Vxlan, &[backend]);
+        let link = node.pod_a;
+        let asked = request(udp(CLIENT_PORT, SERVICE_PORT)).build();
+        let send = |node: &Fixture| {
+            // From the third datagram on, the programs know the flow.
+            for _ in 0..4 {
+                node.run(FROM_POD, link, &asked, 0);
+            }
+            chosen(node)
+        };
+        assert_eq!(send(&node), backend.into(), "{what}");
+        serve_beside(&mut node, &[other], &[backend]);
+        assert_eq!(send(&node), backend.into(), "{what}: it has no new flows, but still serves");
+        serve_beside(&mut node, &[other], &[later]);
+        assert_eq!(send(&node), other.into(), "{what}: it serves no longer");
+        serve(&mut node, &[]);
+        assert_eq!(send(&node), other.into(), "{what}: nothing serves, so the flow stays as it is");
+        serve(&mut node, &[backend]);
+        assert_eq!(send(&node), backend.into(), "{what}: it serves again");
+    }
+}
+
+#[test]
+fn a_known_datagram_flow_ends_with_its_backend() {
+    let mut node = fixture(Mode::Vxlan, &[POD_B]);
+    let link = node.pod_a;
+    let asked = request(udp(CLIENT_PORT, SERVICE_PORT));
+    let arrives = Packet { destination: POD_B, transport: udp(CLIENT_PORT, POD_PORT), ..asked.clone() };
+    for _ in 0..4 {
+        let expect = Expect::Redirect(Path::Local, arrives.forwarded(POD_B_MAC, HOST_B_MAC));
+        node.check("served", FROM_POD, link, &asked.build(), expect);
+    }
+    assert_eq!(node.loaded.maps.flows.iter().count(), 1, "the flow is known");
+    // The pod itself is still there.
+    serve(&mut node, &[REMOTE_POD]);
+    let ran = node.run(FROM_POD, link, &asked.build(), 0);
+    assert_ne!(hex(&ran.frame), hex(&arrives.forwarded(POD_B_MAC, HOST_B_MAC)));
     assert_eq!(chosen(&node), REMOTE_POD.into());
 }

@@ -253,7 +253,7 @@ fn a_flow_begun_outside_is_known_until_it_is_idle_too_long() {
     // Seconds as `idle_timeout` has them for established flows.
     for (what, request, answer, timeout) in [
         ("TCP", tcp(443, OWN), Transport::Tcp { source: OWN, destination: 443, flags: 0x10 }, 7440),
-        ("UDP", udp(443, OWN), udp(OWN, 443), 300),
+        ("UDP", udp(443, OWN), udp(OWN, 443), 120),
     ] {
         for (idle, is_known) in [(timeout - 5, true), (timeout + 5, false)] {
             let mut node = Fixture::new(Mode::Vxlan);

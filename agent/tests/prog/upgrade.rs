@@ -120,7 +120,7 @@ fn entries_of_an_earlier_layout_are_converted() {
         // The bytes of the field, counted from the beginning of the earlier value.
         let first = (RESERVED + 8) as u8;
         assert_eq!(half.source.bytes, std::array::from_fn(|at| first + at as u8));
-        assert_eq!(usize::from(half.reserved[5]), TRANSLATION - 1);
+        assert_eq!(usize::from(half.list.to_ne_bytes()[3]), TRANSLATION - 1);
     }
 }
 

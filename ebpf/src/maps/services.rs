@@ -1,9 +1,10 @@
-//! Services and their backends: `SERVICES`, `BACKENDS`.
+//! Services and their backends: `SERVICES`, `BACKENDS`, `SERVING`.
 
-use podwire_common::abi::{Backend, BackendKey, Frontend, Service};
+use podwire_common::abi::{Backend, BackendKey, Frontend, Service, ServingKey};
+use podwire_common::addr::{Addr, Be16};
 
 use super::clock::random;
-use super::{BACKENDS, SERVICES};
+use super::{BACKENDS, SERVICES, SERVING};
 
 /// Returns the service that answers at an address and port.
 #[inline(always)]
@@ -21,4 +22,12 @@ pub fn backend_of(service: &Service) -> Option<&'static Backend> {
     let key = BackendKey { list: service.list, index, reserved: 0 };
     // SAFETY: a map element; see `endpoint`.
     unsafe { BACKENDS.get(key) }
+}
+
+/// Returns whether UDP flows of a service to a backend go on.
+#[inline(always)]
+pub fn is_serving(service: &Service, address: &Addr, port: Be16) -> bool {
+    let key = ServingKey { service: service.id, address: *address, port, reserved: [0; 6] };
+    // SAFETY: a map element; see `endpoint`.
+    unsafe { SERVING.get(key) }.is_some()
 }

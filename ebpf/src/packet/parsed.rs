@@ -285,6 +285,17 @@ impl<I: Ip> Parsed<I> {
         self.flow.protocol == protocol::TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
+    /// Returns whether a packet without a translation may begin a flow to a hostPort or a service: a
+    /// TCP connection begins with its first packet only.
+    #[inline(always)]
+    pub fn begins_flow(&self) -> bool {
+        match self.flow.protocol {
+            protocol::TCP => self.begins_connection(),
+            protocol::UDP => true,
+            _ => false,
+        }
+    }
+
     /// Returns the length in bytes of the largest IP packet that leaves on the wire. This is one
     /// segment of a large segment, or the packet itself.
     #[inline(always)]

@@ -6,7 +6,6 @@ use podwire_common::{
     abi::{
         Backend, Endpoint, FAMILY_IPV4, FAMILY_IPV6, TRANSLATION_HOST_PORT, TRANSLATION_TUNNEL, Translation,
     },
-    flow::protocol,
     reason::{Drop, Path},
 };
 
@@ -24,14 +23,8 @@ use crate::{
 #[inline(never)]
 pub fn request<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Outcome {
     let flow = &packet.flow;
-    // A TCP connection begins with its first packet. The host answers a later packet without a
-    // translation with a reset.
-    let begins = match flow.protocol {
-        protocol::TCP => packet.begins_connection(),
-        protocol::UDP => true,
-        _ => false,
-    };
-    if !begins || packet.is_error || packet.is_authenticated() {
+    // The host answers a later packet of a TCP connection without a translation with a reset.
+    if !packet.begins_flow() || packet.is_error || packet.is_authenticated() {
         return Ok(Verdict::PASS);
     }
     // The pod could not answer: a pod's link-local traffic ends at its link.

@@ -4,7 +4,12 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, Frontend, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, TRANSLATION_SERVICE},
+    abi::{
+        Backend, Endpoint, Frontend, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
+        TRANSLATION_SERVICE, Translation,
+    },
+    epoch,
+    flow::protocol,
     nat,
     reason::{Drop, Hook, Path},
 };
@@ -25,16 +30,21 @@ use crate::{
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<bool, Drop> {
     let flow = &packet.flow;
-    if !packet.begins_connection() || packet.is_error || packet.is_authenticated() {
+    if !packet.begins_flow() || packet.is_error || packet.is_authenticated() {
         return Ok(false);
     }
-    let Some(backend) = choose(packet) else {
+    let Some((service, backend)) = choose(packet) else {
         return Ok(false);
     };
     let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
     let mut to = translation::begin(TRANSLATION_SERVICE, uplink, flow);
     to.destination = backend.address;
     to.destination_port = backend.port;
+    to.list = service.list as u32;
+    if flow.protocol == protocol::UDP {
+        // An end of its backend ends the flow.
+        to.service = epoch::service(service.id);
+    }
     if flow.source == backend.address {
         // The pod would answer itself directly, so it must see another source.
         to.source = endpoint.gateway;
@@ -44,18 +54,47 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
     Ok(true)
 }
 
-/// Returns a backend of the service at the packet's destination.
+/// Returns the service at the packet's destination, and one of its backends.
 // Not inlined: the keys would take stack in the caller.
 #[inline(never)]
-fn choose<I: Ip>(packet: &Parsed<I>) -> Option<&'static Backend> {
+fn choose<I: Ip>(packet: &Parsed<I>) -> Option<(&'static Service, &'static Backend)> {
+    let service = at(packet)?;
+    Some((service, maps::backend_of(service)?))
+}
+
+/// Returns whether a packet of the client must choose a backend although its flow has one:
+///
+/// - a SYN after an answer begins another connection;
+/// - so does a SYN when the service has other backends now;
+/// - a datagram whose backend no longer serves.
+///
+/// A service that has no backends at all leaves its flows as they are.
+#[inline(never)]
+fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
+    if packet.is_error || !packet.begins_flow() {
+        return false;
+    }
+    if packet.flow.protocol == protocol::TCP && half.state & STATE_REPLIED != 0 {
+        return true;
+    }
+    let Some(service) = at(packet) else {
+        return false;
+    };
+    // For TCP there is nothing in the table.
+    half.list != service.list as u32 && !maps::is_serving(service, &half.destination, half.destination_port)
+}
+
+/// Returns the service at the packet's destination.
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+fn at<I: Ip>(packet: &Parsed<I>) -> Option<&'static Service> {
     let flow = &packet.flow;
-    let at = Frontend {
+    maps::service(&Frontend {
         address: flow.destination,
         port: flow.destination_port,
         protocol: flow.protocol,
         reserved: 0,
-    };
-    maps::backend_of(maps::service(&at)?)
+    })
 }
 
 /// Returns whether a packet is the answer to a pod's packet to a service.
@@ -100,8 +139,7 @@ pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     packet.generation = maps::generation();
     if let Some(entry) = of(packet) {
         let half = entry.get();
-        // A SYN on a pair that was answered begins another connection, which has the choice again.
-        if half.reply != 0 || half.state & STATE_REPLIED == 0 || !packet.begins_connection() {
+        if half.reply != 0 || !chooses_again(packet, half) {
             return send(ctx, packet, &entry);
         }
         translation::remove::<I>(&packet.flow, half);

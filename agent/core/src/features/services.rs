@@ -1,7 +1,7 @@
 //! Services: which backends answer at a service's address and port.
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 
 use super::Scope;
-use crate::model::Model;
+use crate::model::{Family, Model};
 use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
 use crate::slice::Slice;
 
@@ -37,12 +37,12 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 ///
 /// - whose backends include processes of a node, or addresses outside the cluster;
 /// - all of them on a host with IPsec policies;
-/// - those of UDP: a flow would go on to a backend that is gone;
+/// - those of SCTP: its checksum covers the ports, and the programs cannot compute it;
 /// - those with session affinity.
 fn is_served(pods: &PodNetworks, port: &ServedPort, frontend: &Frontend) -> bool {
     let backends = port.backends(frontend.inside);
     frontend.kind == FrontendKind::ClusterIp
-        && port.protocol == Protocol::Tcp
+        && port.protocol != Protocol::Sctp
         && port.affinity.is_none()
         && !backends.is_empty()
         && backends.iter().all(|backend| pods.contain(backend.address))
@@ -68,10 +68,18 @@ impl PodNetworks {
 fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Frontend) {
     let backends: BTreeSet<_> =
         port.backends(frontend.inside).iter().map(|backend| entry(*backend)).collect();
-    let list = number(name, port, &backends);
+    let (list, id) = (number((name, port_of(port), &backends)), number((name, port_of(port))));
     for (index, (address, port)) in (0..).zip(&backends) {
         let key = abi::BackendKey { list, index, reserved: 0 };
         slice.tables.backends.insert(key, abi::Backend { address: *address, port: *port, reserved: [0; 2] });
+    }
+    // A TCP connection ends by itself.
+    if port.protocol == Protocol::Udp {
+        let serving = port.serving.iter().map(|backend| entry(*backend));
+        for (address, port) in serving.chain(backends.iter().copied()) {
+            let key = abi::ServingKey { service: id, address, port, reserved: [0; 6] };
+            slice.tables.serving.insert(key, 0);
+        }
     }
     let key = abi::Frontend {
         address: frontend.address.into(),
@@ -80,7 +88,7 @@ fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Fron
         reserved: 0,
     };
     let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-    slice.tables.services.insert(key, abi::Service { list, backends, reserved: 0 });
+    slice.tables.services.insert(key, abi::Service { list, id, backends, reserved: 0 });
 }
 
 type Entry = (Addr, Be16);
@@ -97,11 +105,16 @@ fn number_of(transport: Protocol) -> u8 {
     }
 }
 
-/// Returns the number of a list. It follows from the list, so no state decides which numbers are
-/// free, and a list that changes gets another one. It depends on the service, too, so that the lists
-/// of two services never share entries: each service can be compared by itself.
-fn number(name: &ServiceName, port: &ServedPort, backends: &BTreeSet<Entry>) -> u64 {
+/// What tells the ports of a service apart.
+fn port_of(port: &ServedPort) -> (&str, u8, Family) {
+    (&port.name, number_of(port.protocol), port.family)
+}
+
+/// Returns the number of a list or of a service's port. It follows from what it stands for, so no
+/// state decides which numbers are free, and a list that changes gets another one. It depends on the
+/// service, too, so that two services never share entries: each service can be compared by itself.
+fn number(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (name, &port.name, number_of(port.protocol), backends).hash(&mut hasher);
+    of.hash(&mut hasher);
     hasher.finish()
 }

@@ -272,7 +272,7 @@ fn add_service_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint
     if is_guarded(from) {
         return;
     }
-    let slots = epoch::of_neighbours(from.id, to.id);
+    let slots = epoch::of_service(epoch::of_neighbours(from.id, to.id), half.service);
     let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
     into_endpoint(known, to);
     learn_service(packet, known, half);
@@ -305,6 +305,7 @@ fn add_service_out<I: KnownIp>(
         return;
     }
     let slots = epoch::with_node(from.id, &way.destination, &half.destination);
+    let slots = epoch::of_service(slots, half.service);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     into_tunnel(known, packet, way, node);
     learn_service(packet, known, half);

@@ -75,7 +75,8 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
         hairpin: 0,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 6],
+        service: 0,
+        list: 0,
     }
 }
 
