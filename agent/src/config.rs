@@ -45,7 +45,7 @@ pub struct Config {
     #[command(flatten)]
     pub api: Access,
     /// Whether the programs translate pods' flows to services: TCP and UDP to a ClusterIP, if all
-    /// its backends are pods and it has no session affinity.
+    /// its backends are in the cluster and it has no session affinity.
     ///
     /// kube-proxy must run as before: it serves all other flows, and those of nodes and of
     /// clients outside.

@@ -166,7 +166,7 @@ impl NodeLists {
         if had_list {
             self.tell(&changed);
         }
-        let concerns_services = !state.model.services.is_empty() && pod_networks_differ(&changed);
+        let concerns_services = !state.model.services.is_empty() && places_differ(&changed);
         adopt_pod_networks(state);
         // If the kernel did not hold what was wanted before, or if this node is concerned, compare
         // everything that the kernel has.
@@ -204,10 +204,13 @@ impl NodeLists {
     }
 }
 
-/// Returns whether a node has other podCIDRs. They decide which backends of services are pods.
-fn pod_networks_differ(changes: &[Change<'_>]) -> bool {
-    let networks = |node: Option<&Node>| node.map(|node| node.pod_networks.clone());
-    changes.iter().any(|change| networks(change.before) != networks(change.now))
+/// Returns whether a node has other podCIDRs or addresses. They decide which backends of services are
+/// inside the cluster.
+fn places_differ(changes: &[Change<'_>]) -> bool {
+    let places = |node: Option<&Node>| -> Option<(Vec<_>, Vec<_>)> {
+        node.map(|node| (node.pod_networks.clone(), node.addresses().collect()))
+    };
+    changes.iter().any(|change| places(change.before) != places(change.now))
 }
 
 /// Applies only what the changed nodes require. The kernel must hold what was wanted before the

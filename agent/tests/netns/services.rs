@@ -1,6 +1,7 @@
 //! Services that the programs serve: a pod's flow to a ClusterIP goes to a pod, past the host stack
 //! in both directions. No rule of the host translates anything here.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
 use podwire_common::names::maps;
@@ -11,7 +12,7 @@ use xtask::lab::{Lab, Mode, Node, Pod};
 
 use crate::check::Counted;
 use crate::service::service;
-use crate::sockets::{UdpSocket, udp, unspecified, wait_until};
+use crate::sockets::{UdpSocket, connect_from, udp, unspecified, wait_until};
 use crate::sweep::metric;
 
 const SERVICE_PORT: u16 = 80;
@@ -38,11 +39,10 @@ fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
     })
 }
 
-/// Returns a service's EndpointSlice of a family, with these pods as endpoints.
-fn slice(name: &str, pods: &[&Pod], family: usize) -> Value {
+/// Returns a service's EndpointSlice of a family, with these endpoints.
+fn slice(name: &str, endpoints: &[IpAddr], family: usize) -> Value {
     let kind = ["IPv4", "IPv6"][family];
-    let endpoint =
-        |pod: &&Pod| json!({ "addresses": [pod.addresses()[family]], "conditions": { "ready": true } });
+    let endpoint = |address: &IpAddr| json!({ "addresses": [address], "conditions": { "ready": true } });
     json!({
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
@@ -56,16 +56,22 @@ fn slice(name: &str, pods: &[&Pod], family: usize) -> Value {
             { "name": "tcp", "port": POD_PORT, "protocol": "TCP" },
             { "name": "udp", "port": POD_PORT, "protocol": "UDP" },
         ],
-        "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
+        "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
     })
 }
 
-/// Puts a service and its slices, and waits until the programs of both nodes serve so many addresses
-/// of services.
+/// Puts a service of pods and its slices, and waits until the programs of both nodes serve so many
+/// addresses of services.
 fn put(lab: &Lab, name: &str, last: u8, pods: &[&Pod], entries: u32) {
+    let endpoints = |family: usize| pods.iter().map(move |pod| pod.addresses()[family]).collect::<Vec<_>>();
+    put_endpoints(lab, name, last, [&endpoints(0), &endpoints(1)], entries);
+}
+
+/// Does the same for any endpoints.
+fn put_endpoints(lab: &Lab, name: &str, last: u8, endpoints: [&[IpAddr]; 2], entries: u32) {
     let api = lab.api_server().unwrap();
     api.put(object(name, service(last)));
-    (0..2).for_each(|family| api.put(slice(name, pods, family)));
+    (0..2).for_each(|family| api.put(slice(name, endpoints[family], family)));
     for node in [lab.node(0), lab.node(1)] {
         assert!(serves(node, entries), "{}", node.agent_log_tail(20));
     }
@@ -110,6 +116,46 @@ fn pods_reach_backends_past_the_host_stack() {
                 }
                 let grown = Counted::quiet(&lab).since(&before);
                 grown.expect(takes, &[(0, ToStack), (1, ToStack), (1, TunnelToStack)]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_reach_processes_of_nodes() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = lab(mode);
+        let client = lab.node(0).add_pod("client").unwrap();
+        for (number, last) in [(0, 0x36), (1, 0x37)] {
+            let node = lab.node(number);
+            let own = node.addresses();
+            put_endpoints(
+                &lab,
+                &format!("node-{number}"),
+                last,
+                [&own[..1], &own[1..]],
+                (u32::from(last) - 0x35) * ENTRIES,
+            );
+            for address in service(last) {
+                let exchanges = [
+                    traffic::tcp_exchange_on(&client, node, route(address), 1 << 20),
+                    traffic::udp_exchange_on(&client, node, route(address), 100),
+                    // In fragments.
+                    traffic::udp_exchange_on(&client, node, route(address), 4000),
+                ];
+                for exchange in exchanges {
+                    let exchange = exchange.unwrap_or_else(|error| panic!("{mode:?}, {address}: {error:#}"));
+                    assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
+                    assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
+                }
+                // Nobody listens there: the node refuses, and the pod's socket understands.
+                let refused = connect_from(&client, (unspecified(address), 0), (address, SERVICE_PORT));
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}, {address}");
+                let datagram = udp(&client, (unspecified(address), 0));
+                datagram.connect((address, SERVICE_PORT)).unwrap();
+                datagram.send(b"question").unwrap();
+                let refused = datagram.recv(&mut [0; 8]);
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}, {address}");
             }
         }
     }
@@ -192,11 +238,9 @@ fn what_only_kube_proxy_can_serve_is_left_to_it() {
     let pod = lab.node(0).add_pod("pod").unwrap();
     let api = lab.api_server().unwrap();
     put(&lab, "web", 0x34, &[&pod], ENTRIES);
-    let of_node = |family: usize| {
-        let mut slice = slice("web", &[&pod], family);
-        slice["endpoints"][0]["addresses"][0] = lab.node(1).addresses()[family].to_string().into();
-        slice
-    };
+    let of_pod = |family: usize| slice("web", &[pod.addresses()[family]], family);
+    let outside: [IpAddr; 2] = ["198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+    let of_world = |family: usize| slice("web", &[pod.addresses()[family], outside[family]], family);
     let sticky = |yes: bool| {
         let mut service = object("web", service(0x34));
         if yes {
@@ -205,10 +249,10 @@ fn what_only_kube_proxy_can_serve_is_left_to_it() {
         service
     };
     for (what, is_served, object) in [
-        ("a process of a node answers", ENTRIES / 2, of_node(1)),
-        ("in both families", 0, of_node(0)),
-        ("a pod again", ENTRIES / 2, slice("web", &[&pod], 1)),
-        ("in both families again", ENTRIES, slice("web", &[&pod], 0)),
+        ("a host outside answers, too", ENTRIES / 2, of_world(1)),
+        ("in both families", 0, of_world(0)),
+        ("only a pod again", ENTRIES / 2, of_pod(1)),
+        ("in both families again", ENTRIES, of_pod(0)),
         ("session affinity", 0, sticky(true)),
         ("none", ENTRIES, sticky(false)),
     ] {

@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 
 use podwire_common::abi::{self, KnownFlow, TRANSLATION_SERVICE};
 use podwire_common::addr::Addr;
-use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_POD};
 use podwire_common::nat::SERVICE_PORTS;
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode};
@@ -183,6 +183,25 @@ fn a_pod_that_reaches_itself_sees_its_gateway() {
 }
 
 #[test]
+fn a_process_of_this_node_is_reached_and_answers() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = fixture(mode, &[NODE1]);
+        let link = node.pod_a;
+        let packet = request(tcp(CLIENT_PORT, SERVICE_PORT));
+        let arrives = Packet { destination: NODE1, transport: tcp(CLIENT_PORT, POD_PORT), ..packet.clone() };
+        let expect = || Expect::Stack(Path::ToStack, arrives.build());
+        node.check("request", FROM_POD, link, &packet.build(), expect());
+        node.check("once more", FROM_POD, link, &packet.build(), expect());
+        let packet = Packet::new(NODE1, POD_A, syn_ack(POD_PORT, CLIENT_PORT));
+        let arrives =
+            Packet { source: SERVICE, transport: syn_ack(SERVICE_PORT, CLIENT_PORT), ..packet.clone() };
+        let arrives = arrives.macs(POD_A_MAC, HOST_A_MAC).build();
+        node.check("the answer", TO_POD, link, &packet.build(), Expect::Stack(Path::FromStack, arrives));
+        assert_eq!(node.loaded.maps.stack_flows.iter().count(), 0, "no flow to the node itself");
+    }
+}
+
+#[test]
 fn a_flow_leaves_the_pods_ephemeral_ports() {
     let node = fixture(Mode::Vxlan, &[POD_B]);
     let link = node.pod_a;
@@ -233,7 +252,7 @@ fn what_is_for_no_service_is_the_hosts() {
         ("SCTP", 1, vec![POD_B], request(sctp)),
         ("no backends", 1, vec![], request(tcp(CLIENT_PORT, SERVICE_PORT))),
         ("no backends of UDP", 1, vec![], request(udp(CLIENT_PORT, SERVICE_PORT))),
-        ("a backend that is no pod", 1, vec![POD_B, NODE2], request(tcp(CLIENT_PORT, SERVICE_PORT))),
+        ("a backend outside", 1, vec![POD_B, WORLD], request(tcp(CLIENT_PORT, SERVICE_PORT))),
         ("switched off", 0, vec![POD_B], request(tcp(CLIENT_PORT, SERVICE_PORT))),
     ];
     for (what, services, backends, packet) in table {

@@ -1,6 +1,6 @@
 //! Packets of services. A program of a pod, of an uplink or of the VXLAN device jumps here with the
-//! answer to a pod's packet to a service, and a program of a pod also with a packet whose destination
-//! is neither a pod nor a node. The programs that jump here have no stack left for it.
+//! answer to a pod's packet to a service, and `from_pod` also with a packet whose destination is
+//! neither a pod nor a node. The programs that jump here have no stack left for it.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::reason::{Drop, Hook};
@@ -38,6 +38,7 @@ fn finish_at(ctx: &TcContext, outcome: Outcome) -> i32 {
     let hook = match ctx.served_at() {
         hook if hook == Hook::FromPod as u32 => Hook::FromPod,
         hook if hook == Hook::FromOverlay as u32 => Hook::FromOverlay,
+        hook if hook == Hook::ToPod as u32 => Hook::ToPod,
         _ => Hook::FromUplink,
     };
     finish(ctx, hook, outcome)

@@ -3,19 +3,23 @@
 //! send through the link's queue come here with a mark.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::reason::{Hook, Path};
+use podwire_common::{
+    names::programs::Jump,
+    reason::{Hook, Path},
+};
 
 use crate::{
     maps,
     packet::{Ip, Ipv4, Ipv6, Place, Skb, ethertype},
-    stage::{event, local, stack_flow},
-    verdict::{Outcome, Verdict, capture, finish},
+    stage::{event, local, service, stack_flow},
+    verdict::{Outcome, Verdict, capture, finish, serve},
 };
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     capture(&ctx, Hook::ToPod);
-    finish(&ctx, Hook::ToPod, verdict(&ctx))
+    let family = if ctx.frame_ethertype() == ethertype::IPV6 { Jump::Served6 } else { Jump::Served };
+    finish(&ctx, Hook::ToPod, serve(&ctx, Hook::ToPod, verdict(&ctx), family))
 }
 
 #[inline(always)]
@@ -51,6 +55,9 @@ fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
     };
     let packet = loaded.parse(ctx)?;
     event::begin(ctx, packet);
+    if service::is_answer_of_host(packet) {
+        return Ok(Verdict::SERVE);
+    }
     stack_flow::record(packet, &destination, &packet.headers.source_address());
     // The link has no neighbour entries, so the stack wrote the link's own address where the pod's
     // belongs.

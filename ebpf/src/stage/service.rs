@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Backend, Endpoint, Frontend, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
+        Backend, Endpoint, Frontend, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
         TRANSLATION_SERVICE, Translation,
     },
     epoch,
@@ -108,6 +108,13 @@ pub fn is_answer<I: Ip>(packet: &Parsed<I>) -> bool {
     of(packet).is_some_and(|entry| entry.get().reply != 0)
 }
 
+/// Returns the same for a packet that the host stack sends to a pod. Its flow may lack the ports.
+// Not inlined: see `is_answer`.
+#[inline(never)]
+pub fn is_answer_of_host<I: Ip>(packet: &mut Parsed<I>) -> bool {
+    maps::has_services() && flow::complete(packet).is_ok() && is_answer(packet)
+}
+
 /// Handles a packet to a pod that the VXLAN device has decapsulated: delivers it, or leaves it to the
 /// program for services, or to the host stack.
 ///
@@ -125,8 +132,8 @@ pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint
     local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
 }
 
-/// Translates a packet of a service and sends it on: to a pod of this node, or to a pod of another
-/// node. Handles a pod's packet to the world, too.
+/// Translates a packet of a service and sends it on: to a pod of this node, to another node, or to
+/// this node's own processes. Handles a pod's packet to the world, too.
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::IpsecPolicy`],
@@ -166,6 +173,9 @@ fn send<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &Translation
         return Err(Drop::FragmentBeforeFirst);
     }
     translation::touch(entry, packet);
+    if ctx.served_at() == Hook::ToPod as u32 {
+        return from_host(ctx, packet, entry.get());
+    }
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -198,15 +208,29 @@ fn deliver<I: KnownIp>(
     local::hand_over(ctx, endpoint, path)
 }
 
-/// Sends a pod's packet to a backend on another node.
+/// Translates an answer of this node itself. The stack has sent it to the pod's link already.
+#[inline(never)]
+fn from_host<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcome {
+    let endpoint = maps::endpoint(&to.destination).ok_or(Drop::BackendGone)?;
+    translate(ctx, packet, to)?;
+    local::address_to_pod(ctx, endpoint)?;
+    Ok(Verdict::stack(Path::FromStack))
+}
+
+/// Sends a pod's packet to a backend on another node, or to this node's own process.
 #[inline(always)]
 fn send_away<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let (endpoint, to) = (ends::sending_pod(&packet.headers, &packet.headers.source_address()), entry.get());
     let endpoint = endpoint.ok_or(Drop::BackendGone)?;
-    match maps::node(&to.destination).map_or(NODE_LOCAL, |node| node.flags & (NODE_LOCAL | NODE_IPSEC_PODS)) {
-        0 => {}
+    let node = maps::node(&to.destination).ok_or(Drop::BackendGone)?;
+    match node.flags & (NODE_LOCAL | NODE_ADDRESS | NODE_IPSEC_PODS) {
+        0 | NODE_ADDRESS => {}
         // Only the stack would ask the policy, but it accepts no packet that is translated here.
-        NODE_IPSEC_PODS => return Err(Drop::IpsecPolicy),
+        flags if flags & NODE_IPSEC_PODS != 0 => return Err(Drop::IpsecPolicy),
+        flags if flags & NODE_ADDRESS != 0 => {
+            translate(ctx, packet, to)?;
+            return Ok(Verdict::stack(Path::ToStack));
+        }
         _ => return Err(Drop::BackendGone),
     }
     if maps::is_direct() {

@@ -10,7 +10,7 @@ use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 
 use super::Scope;
-use crate::model::{Family, Model};
+use crate::model::{Family, Model, Node};
 use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
 use crate::slice::Slice;
 
@@ -22,10 +22,10 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     if services.is_empty() || !model.policies.is_empty() {
         return slice;
     }
-    let pods = PodNetworks::of(model);
+    let places = Places::of(model);
     for (name, ports) in services {
         for port in ports {
-            for frontend in port.frontends.iter().filter(|frontend| is_served(&pods, port, frontend)) {
+            for frontend in port.frontends.iter().filter(|frontend| is_served(&places, port, frontend)) {
                 add(&mut slice, name, port, frontend);
             }
         }
@@ -35,33 +35,39 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 /// Returns whether the programs serve pods at a frontend. kube-proxy serves all others:
 ///
-/// - whose backends include processes of a node, or addresses outside the cluster;
+/// - whose backends include addresses outside the cluster: the flow needs SNAT as well;
 /// - all of them on a host with IPsec policies;
 /// - those of SCTP: its checksum covers the ports, and the programs cannot compute it;
 /// - those with session affinity.
-fn is_served(pods: &PodNetworks, port: &ServedPort, frontend: &Frontend) -> bool {
+fn is_served(places: &Places, port: &ServedPort, frontend: &Frontend) -> bool {
     let backends = port.backends(frontend.inside);
     frontend.kind == FrontendKind::ClusterIp
         && port.protocol != Protocol::Sctp
         && port.affinity.is_none()
         && !backends.is_empty()
-        && backends.iter().all(|backend| pods.contain(backend.address))
+        && backends.iter().all(|backend| places.contain(backend.address))
 }
 
-/// The podCIDRs of all nodes, sorted. They do not overlap.
-struct PodNetworks(Vec<IpNet>);
+/// Where pods and processes of nodes are.
+struct Places {
+    /// The podCIDRs of all nodes, sorted. They do not overlap.
+    pod_networks: Vec<IpNet>,
+    /// InternalIPs of all nodes.
+    nodes: BTreeSet<IpAddr>,
+}
 
-impl PodNetworks {
+impl Places {
     fn of(model: &Model) -> Self {
-        let nodes = model.own.iter().chain(model.remote.values());
-        let mut networks: Vec<_> = nodes.flat_map(|node| &node.pod_networks).copied().collect();
-        networks.sort_unstable();
-        Self(networks)
+        let nodes = || model.own.iter().chain(model.remote.values());
+        let mut pod_networks: Vec<_> = nodes().flat_map(|node| &node.pod_networks).copied().collect();
+        pod_networks.sort_unstable();
+        Self { pod_networks, nodes: nodes().flat_map(Node::addresses).collect() }
     }
 
     fn contain(&self, address: IpAddr) -> bool {
-        let after = self.0.partition_point(|network| network.network() <= address);
-        after.checked_sub(1).is_some_and(|last| self.0[last].contains(&address))
+        let after = self.pod_networks.partition_point(|network| network.network() <= address);
+        after.checked_sub(1).is_some_and(|last| self.pod_networks[last].contains(&address))
+            || self.nodes.contains(&address)
     }
 }
 
