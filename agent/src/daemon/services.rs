@@ -87,13 +87,15 @@ impl Services {
             zone: None,
             addresses: own.map(|own| own.internal_addresses.clone()).unwrap_or_default(),
         };
-        let names: Vec<_> = changed.iter().collect();
+        let served: Vec<_> = changed.iter().map(|name| (name, self.served(name, &node))).collect();
+        let concerned = served
+            .iter()
+            .flat_map(|(name, ports)| state.model.services.concerned(name, ports.as_deref().unwrap_or(&[])));
+        let concerned: BTreeSet<_> = concerned.collect();
+        let names: Vec<_> = concerned.iter().collect();
         let mut reached = desired(&state.model, Scope::Services(&names));
-        for name in changed {
-            match self.served(name, &node) {
-                Some(ports) => drop(state.model.services.insert(name.clone(), ports)),
-                None => drop(state.model.services.remove(name)),
-            }
+        for (name, ports) in served {
+            state.model.services.set(name, ports);
         }
         // Before the first node list nobody knows which backends are pods. The agent compares
         // everything when it comes.

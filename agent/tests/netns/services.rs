@@ -11,6 +11,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Pod};
 
 use crate::check::Counted;
+use crate::floods::addressed;
 use crate::service::service;
 use crate::sockets::{UdpSocket, connect_from, udp, unspecified, wait_until};
 use crate::sweep::metric;
@@ -122,6 +123,50 @@ fn pods_reach_backends_past_the_host_stack() {
 }
 
 #[test]
+fn pods_reach_external_addresses() {
+    let lab = lab(Mode::Vxlan);
+    let api = lab.api_server().unwrap();
+    let client = lab.node(0).add_pod("client").unwrap();
+    let (first, second) = (lab.node(1).add_pod("first").unwrap(), lab.node(0).add_pod("second").unwrap());
+    let external: [IpAddr; 2] = ["198.51.100.20".parse().unwrap(), "2001:db8::20".parse().unwrap()];
+    let balancer: [IpAddr; 2] = ["198.51.100.21".parse().unwrap(), "2001:db8::21".parse().unwrap()];
+    let with_addresses = |name: &str, last: u8| {
+        let mut object = object(name, service(last));
+        object["spec"]["type"] = "LoadBalancer".into();
+        object["spec"]["externalIPs"] = json!(external);
+        let ingress = balancer.map(|address| json!({ "ip": address, "ipMode": "VIP" }));
+        object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
+        object
+    };
+    put(&lab, "first", 0x38, &[&first], ENTRIES);
+    api.put(with_addresses("first", 0x38));
+    assert!(serves(lab.node(0), 3 * ENTRIES), "{}", lab.node(0).agent_log_tail(20));
+    // Another service wants the same addresses.
+    put(&lab, "second", 0x39, &[&second], 4 * ENTRIES);
+    api.put(with_addresses("second", 0x39));
+    let reaches = |server: &Pod| {
+        for address in [external, balancer].concat() {
+            let before = Counted::quiet(&lab);
+            let exchange = traffic::tcp_exchange_on(&client, server, route(address), 1 << 16).unwrap();
+            assert_eq!(exchange.peer_seen_by_client.ip(), address);
+            assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip());
+            Counted::quiet(&lab).since(&before).expect(&[], &[(0, ToStack), (1, ToStack)]).unwrap();
+        }
+    };
+    reaches(&first);
+    let node = lab.node(0);
+    let before = node.map_dump(maps::SERVICES).unwrap().to_string();
+    api.delete_like(&object("first", service(0x38)));
+    let differs = || node.map_dump(maps::SERVICES).unwrap().to_string() != before;
+    assert!(wait_until(|| (differs() && serves(node, 3 * ENTRIES)).then_some(())).is_some());
+    reaches(&second);
+    let mut limited = with_addresses("second", 0x39);
+    limited["spec"]["loadBalancerSourceRanges"] = json!(["192.0.2.0/24", "2001:db8:1::/48"]);
+    api.put(limited);
+    assert!(serves(node, 2 * ENTRIES), "only kube-proxy looks at the client");
+}
+
+#[test]
 fn pods_reach_processes_of_nodes() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = lab(mode);
@@ -205,6 +250,14 @@ fn datagrams_go_to_another_backend_when_theirs_is_gone() {
     let lab = lab(Mode::Vxlan);
     let client = lab.node(0).add_pod("client").unwrap();
     let (first, second) = (lab.node(1).add_pod("first").unwrap(), lab.node(0).add_pod("second").unwrap());
+    // Returns whether the pod is the only one that serves in an address's family.
+    let serving = |address: IpAddr, pod: &Pod| {
+        let dump = lab.node(0).map_dump(maps::SERVING).unwrap();
+        let all =
+            dump.as_array().unwrap().iter().map(|entry| addressed(&entry["formatted"]["key"]["address"]));
+        let of_family: Vec<_> = all.filter(|other| other.is_ipv6() == address.is_ipv6()).collect();
+        (of_family == [pod.addresses()[usize::from(address.is_ipv6())]]).then_some(())
+    };
     for address in service(0x35) {
         let [asks, here, there] = [(&client, 0), (&second, POD_PORT), (&first, POD_PORT)]
             .map(|(pod, port)| udp(pod, (unspecified(address), port)));
@@ -218,14 +271,13 @@ fn datagrams_go_to_another_backend_when_theirs_is_gone() {
             from
         };
         put(&lab, "dns", 0x35, &[&first], ENTRIES);
+        assert!(wait_until(|| serving(address, &first)).is_some());
         // From the third one on, the programs know the flow.
         for _ in 0..4 {
             exchange(&there);
         }
-        let listed = |node: &Node| node.map_dump(maps::SERVING).unwrap().to_string();
-        let before = listed(lab.node(0));
         put(&lab, "dns", 0x35, &[&second], ENTRIES);
-        assert!(wait_until(|| (listed(lab.node(0)) != before).then_some(())).is_some());
+        assert!(wait_until(|| serving(address, &second)).is_some());
         // The answer comes from the service: the socket is connected.
         exchange(&here);
         assert_eq!(exchange(&here).ip(), client.addresses()[usize::from(address.is_ipv6())]);

@@ -58,8 +58,8 @@ fn serve_beside(fixture: &mut Fixture, backends: &[Ipv4Addr], others: &[Ipv4Addr
         }],
     };
     let name = ServiceName { namespace: "default".into(), name: "web".into() };
-    fixture.model.services =
-        BTreeMap::from([(name, [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(served).into())]);
+    let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(served).into();
+    fixture.model.services.set(&name, Some(ports));
     fixture.fill();
 }
 

@@ -25,7 +25,8 @@ pub enum Scope<'a> {
     Endpoint(&'a Endpoint),
     /// The resources of these other nodes. They do not depend on nodes outside this list.
     Nodes(&'a [&'a Node]),
-    /// What these services require. It does not depend on services outside this list.
+    /// What these services require. It does not depend on services outside this list, if all are on
+    /// it that want the same address ([`crate::services::ServedServices::concerned`]).
     Services(&'a [&'a ServiceName]),
 }
 
@@ -43,7 +44,7 @@ impl<'a> Scope<'a> {
             Self::All => model.services.iter().collect(),
             Self::Endpoint(_) | Self::Nodes(_) => Vec::new(),
             Self::Services(names) => {
-                names.iter().filter_map(|name| model.services.get_key_value(*name)).collect()
+                names.iter().filter_map(|name| model.services.get_key_value(name)).collect()
             }
         }
     }

@@ -25,8 +25,10 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let places = Places::of(model);
     for (name, ports) in services {
         for port in ports {
-            for frontend in port.frontends.iter().filter(|frontend| is_served(&places, port, frontend)) {
-                add(&mut slice, name, port, frontend);
+            for frontend in &port.frontends {
+                if is_served(&places, port, frontend) && model.services.has(name, port, frontend) {
+                    add(&mut slice, name, port, frontend);
+                }
             }
         }
     }
@@ -38,10 +40,14 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 /// - whose backends include addresses outside the cluster: the flow needs SNAT as well;
 /// - all of them on a host with IPsec policies;
 /// - those of SCTP: its checksum covers the ports, and the programs cannot compute it;
-/// - those with session affinity.
+/// - those with session affinity;
+/// - NodePorts, and other addresses of nodes;
+/// - those that are only for some clients (`loadBalancerSourceRanges`).
 fn is_served(places: &Places, port: &ServedPort, frontend: &Frontend) -> bool {
     let backends = port.backends(frontend.inside);
-    frontend.kind == FrontendKind::ClusterIp
+    frontend.kind != FrontendKind::NodePort
+        && frontend.source_ranges.is_empty()
+        && !places.contain(frontend.address)
         && port.protocol != Protocol::Sctp
         && port.affinity.is_none()
         && !backends.is_empty()

@@ -15,7 +15,7 @@ pub use endpoint::{
 };
 
 use crate::ipsec::Policy;
-use crate::services::{ServedPort, ServiceName};
+use crate::services::ServedServices;
 
 mod endpoint;
 
@@ -58,7 +58,7 @@ pub struct Model {
     /// The IPsec policies of the host.
     pub policies: Vec<Policy>,
     /// What this node serves of each Service. Empty with `--services off`.
-    pub services: BTreeMap<ServiceName, Vec<ServedPort>>,
+    pub services: ServedServices,
 }
 
 impl Model {
@@ -81,7 +81,7 @@ impl Model {
             without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
             policies: Vec::new(),
-            services: BTreeMap::new(),
+            services: ServedServices::default(),
         }
     }
 

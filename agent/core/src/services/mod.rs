@@ -13,12 +13,14 @@ use crate::model::Family;
 mod endpoints;
 mod frontends;
 mod health;
+mod served;
 #[cfg(test)]
 mod tests;
 mod topology;
 
 pub use frontends::{Answer, Backend, Frontend, FrontendKind, ServedPort, ThisNode, served_ports};
 pub use health::{HealthCheck, health_check};
+pub use served::ServedServices;
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
