@@ -52,10 +52,12 @@ pub(crate) fn measure(
         wait(&client, &backend, service)?;
         let sites =
             [Site::of_pods(POD, &client, &server), Site::of_service(SERVICE, &client, &backend, service)];
-        let figure = format!("service-{name}-tcp-rr");
-        let one_way = contest::round_trips(&figure, Transport::Tcp, &sites, effort)?.one_way;
-        one_way.record(&figure, SERVICE, POD, Ratio::Plain, Some(Target::AtMost(1.03)), report)?;
-        report.charts.push(one_way.chart());
+        for (transport, protocol) in [(Transport::Tcp, "tcp"), (Transport::Udp, "udp")] {
+            let figure = format!("service-{name}-{protocol}-rr");
+            let one_way = contest::round_trips(&figure, transport, &sites, effort)?.one_way;
+            one_way.record(&figure, SERVICE, POD, Ratio::Plain, Some(Target::AtMost(1.03)), report)?;
+            report.charts.push(one_way.chart());
+        }
         let figure = format!("service-{name}-connect");
         let comparison = connect(&figure, &sites, effort)?;
         comparison.record(&figure, SERVICE, POD, Ratio::Plain, Some(Target::AtLeast(0.92)), report)?;
@@ -85,11 +87,9 @@ fn cluster_ip(family: Family) -> IpAddr {
 /// Returns a service with one pod behind it, and the service's slice. Each port leads to the same
 /// port of the pod.
 fn objects(service: IpAddr, pod: IpAddr, connections: RangeInclusive<u16>) -> [Value; 2] {
-    let ports: Vec<Value> = [READY_PORT, ROUND_TRIP_PORT]
-        .into_iter()
-        .chain(connections)
-        .map(|port| json!({ "name": format!("p{port}"), "port": port, "protocol": "TCP" }))
-        .collect();
+    let port = |(port, protocol)| json!({ "name": format!("{protocol}-{port}"), "port": port, "protocol": protocol });
+    let tcp = [READY_PORT, ROUND_TRIP_PORT].into_iter().chain(connections).map(|port| (port, "TCP"));
+    let ports: Vec<Value> = tcp.chain([(ROUND_TRIP_PORT, "UDP")]).map(port).collect();
     let family = if pod.is_ipv4() { "IPv4" } else { "IPv6" };
     let metadata = |name| json!({ "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": "web" } });
     [
