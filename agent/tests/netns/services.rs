@@ -155,9 +155,9 @@ fn pods_reach_external_addresses() {
     };
     reaches(&first);
     let node = lab.node(0);
-    let before = node.map_dump(maps::SERVICES).unwrap().to_string();
+    let before = node.map_dump(maps::SERVICES).unwrap();
     api.delete_like(&object("first", service(0x38)));
-    let differs = || node.map_dump(maps::SERVICES).unwrap().to_string() != before;
+    let differs = || node.map_dump(maps::SERVICES).unwrap() != before;
     assert!(wait_until(|| (differs() && serves(node, 3 * ENTRIES)).then_some(())).is_some());
     reaches(&second);
     let mut limited = with_addresses("second", 0x39);
