@@ -16,6 +16,7 @@ mod host_ports;
 mod jumps;
 mod moments;
 mod nodes;
+mod redirected_sockets;
 mod services;
 mod shares;
 mod stack_flows;
@@ -54,11 +55,12 @@ pub use flows::{
     new_flow,
 };
 pub use fragments::{fragment_ports, remember_fragment};
-pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
+pub use host_ports::backend;
 pub use jumps::jump;
 pub use nodes::{
     is_not_masqueraded, is_own_address, is_tunnel_peer, link, link6, network, node, note_refused, vtep,
 };
+pub use redirected_sockets::{forget_redirected_socket, redirected_socket, remember_redirected_socket};
 pub use services::{backend_of, is_serving, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
