@@ -662,26 +662,39 @@ pub struct ServingKey {
 
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
 /// pointed it at.
+///
+/// Each backend that a socket was pointed at has an entry of kind [`SOCKET_ASKED`]. Entries of kind
+/// [`SOCKET_BEFORE`] make a list of a socket's backends, so that a closed socket needs no walk
+/// through the table: the list begins at the unspecified address and port.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct RedirectedSocket {
     /// The kernel's number of the socket; never reused until a reboot.
     pub cookie: u64,
-    /// The pod's address.
+    /// The backend's address.
     pub address: Addr,
-    /// The pod's port, network order.
+    /// The backend's port, network order.
     pub port: Be16,
+    /// `SOCKET_*`.
+    pub kind: u8,
     /// Explicit padding, zero: part of the key.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
-/// `REDIRECTED_SOCKETS`: the address that the process asked for, and believes its socket sends to.
+/// [`RedirectedSocket::kind`]: the value is the address that the process asked for, and believes its
+/// socket sends to.
+pub const SOCKET_ASKED: u8 = 0;
+/// [`RedirectedSocket::kind`]: the value is the backend that the socket was pointed at before this
+/// one. Only sockets to services have such entries.
+pub const SOCKET_BEFORE: u8 = 1;
+
+/// `REDIRECTED_SOCKETS`: an address, as the kind of the key says.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct SocketAddress {
-    /// An address of this node, 127.0.0.0/8 included.
+    /// The address. One that a process asked for may be in 127.0.0.0/8.
     pub address: Addr,
     /// Port, network order.
     pub port: Be16,

@@ -210,8 +210,9 @@ pub mod programs {
         [FROM_UPLINK, TO_UPLINK, FROM_BARE_UPLINK, TO_BARE_UPLINK, UPLINK_XDP];
     /// A TC program that does nothing. Only the build that counts helper calls has it.
     pub const EMPTY: &str = "empty";
-    /// Programs at the root of cgroup2, for this node's own processes.
-    pub const CGROUP: [&str; 8] = [
+    /// Programs at the root of cgroup2, for this node's own processes. The last one runs only with
+    /// services: see [`at_cgroup`].
+    pub const CGROUP: [&str; 9] = [
         "connect4",
         "connect6",
         "sendmsg4",
@@ -220,7 +221,13 @@ pub mod programs {
         "recvmsg6",
         "getpeername4",
         "getpeername6",
+        "sock_release",
     ];
+
+    /// Returns the programs of [`CGROUP`] that the agent attaches.
+    pub fn at_cgroup(has_services: bool) -> &'static [&'static str] {
+        if has_services { &CGROUP } else { &CGROUP[..CGROUP.len() - 1] }
+    }
 }
 
 /// Name of the object's read-only [`crate::abi::Config`].

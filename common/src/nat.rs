@@ -48,6 +48,18 @@ pub const fn may_be_service_port(port: u16) -> bool {
     port <= SERVICE_PORTS.1
 }
 
+/// Returns a number that chooses a socket's backend from a list of `BACKENDS`: the same one as long
+/// as the service has the list, and no pattern from one socket to the next. So no table remembers
+/// which backend an unconnected socket has.
+#[inline(always)]
+pub const fn choice_of_socket(cookie: u64, list: u64) -> u32 {
+    // Finalizer of MurmurHash3 for 64 bits: the kernel numbers sockets one after the other.
+    let mut hash = cookie ^ list;
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    (hash >> 32) as u32
+}
+
 /// Returns the port of an attempt after the one with the flow's own port: a walk through the range
 /// from a random start (RFC 6056).
 #[inline(always)]
@@ -281,6 +293,20 @@ mod tests {
         assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), chosen.len(), "each has its own");
         assert_eq!([80, 1024, 29_999].map(service_port), [Some(80), Some(1024), Some(29_999)]);
         assert_eq!([30_000, 32_767, 61_744, u16::MAX].map(service_port), [None; 4]);
+    }
+
+    #[test]
+    fn sockets_choose_each_backend_equally_often() {
+        for (list, step) in [(0, 1), (u64::MAX / 3, 1), (7, 2), (7, 4096)] {
+            for backends in [2, 3, 10] {
+                let mut chosen = std::vec![0; backends];
+                for socket in 0..1000 * backends as u64 {
+                    chosen[choice_of_socket(socket * step, list) as usize % backends] += 1;
+                }
+                // Five standard deviations of a random choice.
+                assert!(chosen.iter().all(|count| (842..1158).contains(count)), "{list} {step} {chosen:?}");
+            }
+        }
     }
 
     #[test]

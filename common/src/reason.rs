@@ -275,6 +275,9 @@ numbered! {
         /// The programs could not reserve a 5-tuple for a flow of the host itself: `TRANSLATIONS`
         /// is full, or the node already has its share.
         ReservationsFull = 22 "reservations-full",
+        /// A process of this node named a service, but its socket is bound to a loopback address, so
+        /// the programs could not point it at a backend. Counts calls, with no bytes.
+        BoundToLoopback = 23 "bound-to-loopback",
     }
 }
 

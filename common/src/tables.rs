@@ -185,7 +185,8 @@ macro_rules! tables {
             entries 16384, option max_inbound_flows, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
-            /// Socket cookie, pod address and port → the address that the process asked for.
+            /// Socket cookie, backend's address and port → the address that the process asked for;
+            /// for sockets to services also the backend before this one.
             // No share: only processes of the node itself have entries.
             REDIRECTED_SOCKETS, redirected_sockets, RedirectedSockets:
                 LruHash<$crate::abi::RedirectedSocket, $crate::abi::SocketAddress>,

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use podwire_common::names::programs;
 
 use super::attach::{Attaching, missing};
@@ -19,22 +19,23 @@ use super::{Dataplane, pins};
 use crate::files::FileError;
 
 impl Dataplane {
-    /// Attaches the programs that direct this node's own processes to pods behind hostPorts.
-    /// Replaces the programs that are there.
+    /// Attaches the programs that direct this node's own processes to pods behind hostPorts and, if
+    /// it `has_services`, to backends of services. Replaces the programs that are there.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`], [`DataplaneError::File`].
-    pub fn attach_host_processes(&mut self, cgroup: &Path) -> Result<(), DataplaneError> {
+    pub fn attach_host_processes(&mut self, cgroup: &Path, has_services: bool) -> Result<(), DataplaneError> {
         let folder = File::open(cgroup).map_err(FileError::of("open the cgroup", cgroup))?;
         let id = folder.metadata().map_err(FileError::of("look up the cgroup", cgroup))?.ino();
         let place = pins::cgroup(id);
-        for program in programs::CGROUP {
+        let wanted = programs::at_cgroup(has_services);
+        for program in wanted {
             self.attach_to_cgroup(program, cgroup, &folder, &place)?;
         }
-        // Links that an agent with another `--cgroup-dir` has pinned.
+        // Links that an agent with other options has pinned.
         let concerned = |pin: &Path| pins::is_link_of(pin, &programs::CGROUP);
-        let why = "the agent uses another cgroup now (--cgroup-dir)";
-        self.detach_others(concerned, &programs::CGROUP, &[&place], why)
+        let why = "the agent's options have changed (--cgroup-dir, --services)";
+        self.detach_others(concerned, wanted, &[&place], why)
     }
 
     fn attach_to_cgroup(
@@ -50,18 +51,22 @@ impl Dataplane {
         if self.take_over(name, pin.as_deref())? {
             return Ok(());
         }
-        let program: &mut CgroupSockAddr = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| missing(name))?
-            .try_into()
-            .map_err(|source: ProgramError| attaching.failed(source))?;
         // A link attachment always allows several programs, as BPF_F_ALLOW_MULTI does. The kernel
         // refuses a link attachment that sets this flag.
-        let id =
-            program.attach(folder, CgroupAttachMode::Single).map_err(|source| attaching.failed(source))?;
-        let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
-            .map_err(|source| attaching.failed(source))?;
+        let mode = CgroupAttachMode::Single;
+        let failed = |source: ProgramError| attaching.failed(source);
+        let link = match self.ebpf.program_mut(name).ok_or_else(|| missing(name))? {
+            Program::CgroupSockAddr(program) => {
+                let id = program.attach(folder, mode).map_err(failed)?;
+                FdLink::try_from(program.take_link(id).map_err(failed)?)
+            }
+            Program::CgroupSock(program) => {
+                let id = program.attach(folder, mode).map_err(failed)?;
+                FdLink::try_from(program.take_link(id).map_err(failed)?)
+            }
+            _ => return Err(failed(ProgramError::UnexpectedProgramType)),
+        };
+        let link = link.map_err(|source| attaching.failed(source))?;
         self.keep(link, pin.as_deref(), &attaching)
     }
 }

@@ -97,6 +97,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
             Program::SchedClassifier(program) => load_patiently(|| program.load()),
             Program::Xdp(program) => load_patiently(|| program.load()),
             Program::CgroupSockAddr(program) => load_patiently(|| program.load()),
+            Program::CgroupSock(program) => load_patiently(|| program.load()),
             _ => continue,
         };
         loaded.map_err(DataplaneError::load(name))?;

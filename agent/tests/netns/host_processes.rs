@@ -263,7 +263,7 @@ fn returning_agent_replaces_its_one_program_of_each_kind() {
     let node = lab.node(0);
     let to = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
     let first = attached(node);
-    assert_eq!(kinds(&first), every_kind());
+    assert_eq!(kinds(&first), every_kind(false));
     let stream = traffic::tcp_stream_on(node, &pod, Route::translated(to, PORT)).unwrap();
     let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
     let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
@@ -281,7 +281,7 @@ fn returning_agent_replaces_its_one_program_of_each_kind() {
     node.start_agent().unwrap();
     assert_eq!(answered(&client, &server), to);
     let second = attached(node);
-    assert_eq!(kinds(&second), every_kind());
+    assert_eq!(kinds(&second), every_kind(false));
     assert!(second.iter().all(|program| !first.contains(program)), "{first:?} {second:?}");
     stream.wait_for(MEBIBYTE).unwrap();
     assert_eq!(stream.finish().unwrap().peer_seen_by_client, to);
@@ -295,13 +295,13 @@ fn what_was_attached_to_another_cgroup_is_detached() {
     let node = lab.node(0);
     node.kill_agent().unwrap();
     let links = node.bpf_dir().join("links");
-    for program in programs::CGROUP {
+    for program in every_kind(false) {
         // The root cgroup has the number 1. No cgroup has the number in the new name.
         let pin = links.join(format!("{program}-cgroup-1"));
         fs::rename(&pin, links.join(format!("{program}-cgroup-{}", u64::MAX))).unwrap();
     }
     node.start_agent().unwrap();
-    assert_eq!(kinds(&attached(node)), every_kind());
+    assert_eq!(kinds(&attached(node)), every_kind(false));
     let to = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
     traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
 }
@@ -314,7 +314,7 @@ fn agents_of_one_machine_attach_side_by_side_and_leave() {
     lab.node(0).restart_agent().unwrap();
     assert_eq!(attached(lab.node(1)), other);
     let all = [attached(lab.node(0)), other].concat();
-    assert_eq!(all.len(), 2 * programs::CGROUP.len());
+    assert_eq!(all.len(), 2 * every_kind(false).len());
     drop(lab);
     let left = on_the_root();
     assert!(all.iter().all(|program| !left.contains(program)), "{all:?} {left:?}");
@@ -332,7 +332,7 @@ fn without_a_cgroup_the_agent_serves_and_says_what_is_missing() {
     assert!(missing.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{missing}");
     node.restart_agent().unwrap();
     assert_eq!(conditions(node), [""; 0]);
-    assert_eq!(attached(node).len(), programs::CGROUP.len());
+    assert_eq!(kinds(&attached(node)), every_kind(false));
 }
 
 /// A port of the node with a pod's [`PORT`] behind it.
@@ -377,7 +377,7 @@ fn pod_with_host_ports(node: &Node, name: &str, ports: &[HostPort]) -> Pod {
 
 /// Returns the programs of a node's agent at the root of cgroup2, by number and name. They are the
 /// ones that use its maps.
-fn attached(node: &Node) -> Vec<Attached> {
+pub fn attached(node: &Node) -> Vec<Attached> {
     let pin = node.bpf_dir().join(maps::REDIRECTED_SOCKETS);
     let map = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()]).unwrap();
     let mut programs = on_the_root();
@@ -390,7 +390,7 @@ fn attached(node: &Node) -> Vec<Attached> {
 }
 
 /// The number and name of a program.
-type Attached = (u64, String);
+pub type Attached = (u64, String);
 
 fn on_the_root() -> Vec<Attached> {
     let root = cgroup2::root(None).unwrap();
@@ -402,14 +402,17 @@ fn on_the_root() -> Vec<Attached> {
         .collect()
 }
 
-fn kinds(attached: &[Attached]) -> Vec<&str> {
+pub fn kinds(attached: &[Attached]) -> Vec<&str> {
     let mut kinds: Vec<_> = attached.iter().map(|(_, name)| name.as_str()).collect();
     kinds.sort_unstable();
     kinds
 }
 
-fn every_kind() -> Vec<&'static str> {
+/// Returns the names of the programs that an agent attaches. Without services it does not look at
+/// closed sockets.
+pub fn every_kind(has_services: bool) -> Vec<&'static str> {
     let mut kinds = programs::CGROUP.to_vec();
+    kinds.retain(|kind| has_services || *kind != "sock_release");
     kinds.sort_unstable();
     kinds
 }
@@ -424,13 +427,13 @@ fn bpftool(arguments: &[&str]) -> Option<Value> {
     Some(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-fn connect(ns: &Ns, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+pub fn connect(ns: &Ns, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
     let to = to.into();
     ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
 }
 
 /// Lets the server answer a datagram, and returns the sender of the answer that the client sees.
-fn answered(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
+pub fn answered(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     let mut buffer = [0; 64];
     let (length, peer) = server.recv_from(&mut buffer).unwrap();
     server.send_to(&buffer[..length], peer).unwrap();

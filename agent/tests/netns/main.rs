@@ -68,6 +68,7 @@ mod seccomp;
 mod second_agent;
 mod service;
 mod service_list;
+mod service_processes;
 mod services;
 mod snat;
 mod sockets;

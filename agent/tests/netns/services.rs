@@ -16,11 +16,11 @@ use crate::service::service;
 use crate::sockets::{UdpSocket, connect_from, udp, unspecified, wait_until};
 use crate::sweep::metric;
 
-const SERVICE_PORT: u16 = 80;
-const POD_PORT: u16 = 8080;
+pub const SERVICE_PORT: u16 = 80;
+pub const POD_PORT: u16 = 8080;
 
 /// Entries of `SERVICES` for each service: two families and two protocols.
-const ENTRIES: u32 = 4;
+pub const ENTRIES: u32 = 4;
 
 /// Returns a Service object with a port for TCP and for UDP, and a ClusterIP of each family.
 fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
@@ -63,13 +63,13 @@ fn slice(name: &str, endpoints: &[IpAddr], family: usize) -> Value {
 
 /// Puts a service of pods and its slices, and waits until the programs of both nodes serve so many
 /// addresses of services.
-fn put(lab: &Lab, name: &str, last: u8, pods: &[&Pod], entries: u32) {
+pub fn put(lab: &Lab, name: &str, last: u8, pods: &[&Pod], entries: u32) {
     let endpoints = |family: usize| pods.iter().map(move |pod| pod.addresses()[family]).collect::<Vec<_>>();
     put_endpoints(lab, name, last, [&endpoints(0), &endpoints(1)], entries);
 }
 
 /// Does the same for any endpoints.
-fn put_endpoints(lab: &Lab, name: &str, last: u8, endpoints: [&[IpAddr]; 2], entries: u32) {
+pub fn put_endpoints(lab: &Lab, name: &str, last: u8, endpoints: [&[IpAddr]; 2], entries: u32) {
     let api = lab.api_server().unwrap();
     api.put(object(name, service(last)));
     (0..2).for_each(|family| api.put(slice(name, endpoints[family], family)));
@@ -84,11 +84,11 @@ fn serves(node: &Node, entries: u32) -> bool {
     wait_until(|| (served() == entries.to_string()).then_some(())).is_some()
 }
 
-fn lab(mode: Mode) -> Lab {
+pub fn lab(mode: Mode) -> Lab {
     Lab::builder().mode(mode).agent_arguments(&["--services", "on"]).build().unwrap()
 }
 
-fn route(address: IpAddr) -> Route {
+pub fn route(address: IpAddr) -> Route {
     Route::translated(SocketAddr::new(address, SERVICE_PORT), POD_PORT)
 }
 

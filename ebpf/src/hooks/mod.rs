@@ -18,6 +18,7 @@ mod recvmsg6;
 mod sendmsg4;
 mod sendmsg6;
 mod served;
+mod sock_release;
 mod to_overlay;
 mod to_pod;
 mod to_uplink;

@@ -55,7 +55,7 @@ pub fn checks_link_addresses() -> bool {
     unsafe { read_volatile(&raw const CONFIG.link_addresses) == LINK_ADDRESSES_CHECKED }
 }
 
-/// Returns whether the programs translate pods' packets to services.
+/// Returns whether the programs serve services, for pods and for processes of this node.
 #[inline(always)]
 pub fn has_services() -> bool {
     // SAFETY: a static; volatile as in `is_direct`.

@@ -60,8 +60,10 @@ pub use jumps::jump;
 pub use nodes::{
     is_not_masqueraded, is_own_address, is_tunnel_peer, link, link6, network, node, note_refused, vtep,
 };
-pub use redirected_sockets::{forget_redirected_socket, redirected_socket, remember_redirected_socket};
-pub use services::{backend_of, is_serving, service};
+pub use redirected_sockets::{
+    forget_closed_socket, forget_redirected_socket, redirected_socket, remember_redirected_socket,
+};
+pub use services::{backend_of, chosen_backend_of, is_serving, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

@@ -17,8 +17,14 @@ pub fn service(at: &Frontend) -> Option<&'static Service> {
 /// service has another one.
 #[inline(always)]
 pub fn backend_of(service: &Service) -> Option<&'static Backend> {
+    chosen_backend_of(service, random())
+}
+
+/// Does the same as [`backend_of`], but `number` chooses the backend.
+#[inline(always)]
+pub fn chosen_backend_of(service: &Service, number: u32) -> Option<&'static Backend> {
     // Without backends it finds nothing; the verifier refuses a division by zero.
-    let index = random() % service.backends.max(1);
+    let index = number % service.backends.max(1);
     let key = BackendKey { list: service.list, index, reserved: 0 };
     // SAFETY: a map element; see `endpoint`.
     unsafe { BACKENDS.get(key) }

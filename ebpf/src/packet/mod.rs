@@ -8,6 +8,7 @@
 mod arp;
 mod checksum;
 mod checksum_left;
+mod closed_socket;
 mod headers;
 mod icmp;
 mod icmp6;
@@ -29,6 +30,7 @@ mod xdp;
 
 pub use arp::Arp;
 pub use checksum_left::checksum_left;
+pub use closed_socket::ClosedSocket;
 pub use headers::{ETHERNET_LENGTH, Fragment, Headers, Ip, ethertype};
 pub use icmp6::{ON_LINK_HOP_LIMIT, advertise_gateway};
 pub use imprint::imprint;

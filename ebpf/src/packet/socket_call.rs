@@ -54,13 +54,7 @@ pub trait SocketCall {
     fn protocol(&self) -> Option<u8> {
         // SAFETY: the context is valid.
         let (kind, number) = unsafe { ((*self.context()).type_, (*self.context()).protocol) };
-        const TCP: u32 = protocol::TCP as u32;
-        const UDP: u32 = protocol::UDP as u32;
-        match (kind, number) {
-            (STREAM, TCP) => Some(protocol::TCP),
-            (DATAGRAM, UDP) => Some(protocol::UDP),
-            _ => None,
-        }
+        protocol_of(kind, number)
     }
 
     /// Returns the kernel's number of the socket.
@@ -156,6 +150,19 @@ impl SocketCall for Ipv6Call {
         // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
         let [a, b, c, d] = unsafe { (*(*self.context()).__bindgen_anon_1.sk).dst_ip6 };
         Addr::from_words([a, b, c, d])
+    }
+}
+
+/// Returns the IP protocol number of a socket of TCP or UDP, by its type and the kernel's number of
+/// the protocol.
+#[inline(always)]
+pub(super) fn protocol_of(kind: u32, number: u32) -> Option<u8> {
+    const TCP: u32 = protocol::TCP as u32;
+    const UDP: u32 = protocol::UDP as u32;
+    match (kind, number) {
+        (STREAM, TCP) => Some(protocol::TCP),
+        (DATAGRAM, UDP) => Some(protocol::UDP),
+        _ => None,
     }
 }
 

@@ -1,18 +1,20 @@
-//! hostPorts for this node's own processes, by any address of the node. When a process names a
-//! destination, the program redirects its socket to the pod. When the process asks for the peer, it
+//! hostPorts and services for this node's own processes. When a process names a destination, the
+//! program redirects its socket to a pod or another backend. When the process asks for the peer, it
 //! gets the address that it named. No packet is translated.
 //!
 //! The programs run for every process of the machine, but act only in this node's network
 //! namespace: a pod's 127.0.0.1 is its own. They never refuse a call.
 
 use podwire_common::{
-    abi::{Backend, RedirectedSocket, SocketAddress},
+    abi::{Backend, Frontend, RedirectedSocket, SOCKET_ASKED, Service, SocketAddress},
     addr::{Addr, Be16},
+    nat,
+    reason::Path,
 };
 
 use crate::{
     maps,
-    packet::{LOOPBACK6, SocketCall, is_loopback},
+    packet::{ClosedSocket, LOOPBACK6, SocketCall, is_loopback},
 };
 
 /// The address that Linux uses for the destination 0.0.0.0. For `::` it uses [`LOOPBACK6`].
@@ -21,8 +23,8 @@ const LOOPBACK: Addr = Addr::from_v4([127, 0, 0, 1]);
 /// Handles the address to which a process connects its socket.
 #[inline(always)]
 pub fn connect(call: &impl SocketCall) {
-    if is_of_this_node(call) {
-        point_at_pod(call);
+    if is_of_this_node(call.netns_cookie()) {
+        point_at_backend(call);
     }
 }
 
@@ -31,33 +33,36 @@ pub fn connect(call: &impl SocketCall) {
 pub fn send(call: &impl SocketCall) {
     // With a connected IPv6 socket that has a v4-mapped peer, the kernel itself calls this program,
     // with the address to which the socket was redirected.
-    if is_of_this_node(call) && !call.is_connected_with(&call.address(), call.port()) {
-        point_at_pod(call);
+    if is_of_this_node(call.netns_cookie()) && !call.is_connected_with(&call.address(), call.port()) {
+        point_at_backend(call);
     }
 }
 
 #[inline(always)]
-fn point_at_pod(call: &impl SocketCall) {
+fn point_at_backend(call: &impl SocketCall) {
     let Some(protocol) = call.protocol() else {
         return;
     };
     let asked = asked_for(call);
     // The kernel sends packets from 127.0.0.0/8 only by the loopback link, so a redirected call
     // would fail (EINVAL). Receivers drop packets from ::1.
-    let backend = if is_loopback(&call.bound_address()) { None } else { backend_of(&asked, protocol) };
+    let backend = if is_loopback(&call.bound_address()) {
+        count_missed(&asked, protocol);
+        None
+    } else {
+        pod_at_host_port(&asked, protocol).or_else(|| backend_of_service(call, &asked, protocol))
+    };
     match backend {
         Some(backend) => {
             let socket = redirected(call, backend.address, backend.port);
             if maps::redirected_socket(&socket).is_none_or(|known| known != asked) {
-                // If the entry is lost, the process sees the pod's address, but the connection
-                // works.
-                let _ = maps::remember_redirected_socket(&socket, &asked);
+                maps::remember_redirected_socket(&socket, &asked);
             }
             call.set_address(&backend.address);
             call.set_port(backend.port);
         }
-        // The socket may have been redirected to this address before. Now the process means the pod
-        // itself.
+        // The socket may have been redirected to this address before. Now the process means the
+        // backend itself.
         None => maps::forget_redirected_socket(&redirected(call, asked.address, asked.port)),
     }
 }
@@ -66,7 +71,7 @@ fn point_at_pod(call: &impl SocketCall) {
 /// socket.
 #[inline(always)]
 pub fn show(call: &impl SocketCall) {
-    if !is_of_this_node(call) || call.protocol().is_none() {
+    if !is_of_this_node(call.netns_cookie()) || call.protocol().is_none() {
         return;
     }
     if let Some(asked) = maps::redirected_socket(&redirected(call, call.address(), call.port())) {
@@ -75,10 +80,18 @@ pub fn show(call: &impl SocketCall) {
     }
 }
 
+/// Forgets where a closed socket was redirected. The agent attaches this program only with services.
 #[inline(always)]
-fn is_of_this_node(call: &impl SocketCall) -> bool {
+pub fn release(socket: &ClosedSocket) {
+    if socket.protocol().is_some() && is_of_this_node(socket.netns_cookie()) {
+        maps::forget_closed_socket(socket.cookie());
+    }
+}
+
+#[inline(always)]
+fn is_of_this_node(netns_cookie: u64) -> bool {
     let own = maps::netns_cookie();
-    own != 0 && call.netns_cookie() == own
+    own != 0 && netns_cookie == own
 }
 
 #[inline(always)]
@@ -95,15 +108,47 @@ fn asked_for(call: &impl SocketCall) -> SocketAddress {
 
 #[inline(always)]
 fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSocket {
-    RedirectedSocket { cookie: call.socket_cookie(), address, port, reserved: [0; 6] }
+    RedirectedSocket { cookie: call.socket_cookie(), address, port, kind: SOCKET_ASKED, reserved: [0; 5] }
 }
 
-/// Returns the backend of an address of this node, loopback addresses included. As for packets, other
-/// addresses do not count, because a hostIP may be any address.
+/// Returns the pod behind a hostPort of an address of this node, loopback addresses included. As for
+/// packets, other addresses do not count, because a hostIP may be any address.
 #[inline(always)]
-fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<&'static Backend> {
+fn pod_at_host_port(asked: &SocketAddress, protocol: u8) -> Option<&'static Backend> {
     // The socket reaches no address of the other family than that which it names.
     let any = if asked.address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
     let backend = maps::backend(&asked.address, &any, asked.port, protocol)?;
     (is_loopback(&asked.address) || maps::is_own_address(&asked.address)).then_some(backend)
+}
+
+/// Returns the backend for a socket that asks for a service. A socket of UDP must keep its backend
+/// from one datagram to the next, connected or not, so its number chooses. The same serves TCP,
+/// where each connection has a socket of its own.
+#[inline(always)]
+fn backend_of_service(
+    call: &impl SocketCall,
+    asked: &SocketAddress,
+    protocol: u8,
+) -> Option<&'static Backend> {
+    let cookie = call.socket_cookie();
+    let choose =
+        |service: &Service| maps::chosen_backend_of(service, nat::choice_of_socket(cookie, service.list));
+    // The agent may have removed the list just after this lookup. Then the service has another one.
+    choose(service_at(asked, protocol)?).or_else(|| choose(service_at(asked, protocol)?))
+}
+
+#[inline(always)]
+fn service_at(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
+    if !maps::has_services() {
+        return None;
+    }
+    maps::service(&Frontend { address: asked.address, port: asked.port, protocol, reserved: 0 })
+}
+
+/// Counts a call for a service by a socket that is bound to a loopback address.
+#[inline(always)]
+fn count_missed(asked: &SocketAddress, protocol: u8) {
+    if service_at(asked, protocol).is_some() {
+        maps::count_path(Path::BoundToLoopback, 0);
+    }
 }

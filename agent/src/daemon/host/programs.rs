@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use super::Upkeep;
 use crate::conditions::ConditionName;
-use crate::config::Config;
+use crate::config::{Config, ServiceMode};
 use crate::daemon::pods::Pods;
 use crate::daemon::state::State;
 use crate::dataplane::{Dataplane, DataplaneError, load};
@@ -73,7 +73,8 @@ impl Upkeep {
     /// only reported.
     pub(super) fn attach_host_processes(&self, state: &mut State) {
         if let Some(cgroup) = &self.cgroup {
-            let failed = state.executor.dataplane.attach_host_processes(cgroup).err();
+            let has_services = state.config.services == ServiceMode::On;
+            let failed = state.executor.dataplane.attach_host_processes(cgroup, has_services).err();
             let failed = failed.map(|error| format!("{NO_HOST_PROCESSES}: {error}"));
             state.conditions.update(ConditionName::HostProcesses, failed);
         }
