@@ -19,6 +19,7 @@ use crate::dataplane::flows::Collected;
 use crate::dataplane::maps::Counters;
 use crate::dataplane::packet_events::LostCounts;
 use crate::durations::Durations;
+use crate::frontends::Snapshot;
 use crate::status::Status;
 
 /// An event from a source.
@@ -67,6 +68,8 @@ pub enum Event {
     Status(oneshot::Sender<Box<Status>>),
     /// An operator's client asks for the names of addresses and links.
     Names(oneshot::Sender<Names>),
+    /// `podwire services` asks for all services. The answer is `None` if the agent reads none.
+    Frontends(oneshot::Sender<Option<Snapshot>>),
     /// Time to stop; the data path stays in place.
     Stop,
 }

@@ -26,6 +26,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod firewall;
+pub mod frontends;
 pub mod health;
 pub mod host_local;
 pub mod housekeeping;

@@ -79,6 +79,8 @@ enum Command {
     Nodes(nodes::Options),
     /// Print the hostPorts of this node's pods.
     Hostports(host_ports::Options),
+    /// Print where clients reach services, who serves them, and which backends they reach.
+    Services(cmd::services::Options),
     /// Print how many packets the programs have dropped, and why.
     Drops(drops::Options),
     /// Print what the programs remember of flows, or delete one flow.
@@ -121,6 +123,7 @@ fn main() -> ExitCode {
         Command::Endpoints(options) => &options.common.logging,
         Command::Nodes(options) => &options.common.logging,
         Command::Hostports(options) => &options.common.logging,
+        Command::Services(options) => &options.common.logging,
         Command::Drops(options) => &options.common.logging,
         Command::Flows(options) => &options.common.logging,
         Command::Completions(options) => &options.logging,
@@ -157,6 +160,7 @@ fn run(command: Command, command_line: CommandLine, log: log::Control) -> Result
         Command::Endpoints(options) => endpoints::run(&options)?,
         Command::Nodes(options) => nodes::run(&options)?,
         Command::Hostports(options) => host_ports::run(&options)?,
+        Command::Services(options) => cmd::services::run(&options)?,
         Command::Drops(options) => drops::run(&options)?,
         Command::Flows(options) => flows::run(&options)?,
         Command::Completions(options) => completions::run(&options, &mut Cli::command()),

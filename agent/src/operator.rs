@@ -17,6 +17,7 @@ use tracing::{debug, info};
 
 use crate::connections::Place;
 use crate::events::{Event, Names};
+use crate::frontends::Frontend;
 use crate::lock::ClaimError;
 use crate::log::Control;
 use crate::monitor::Selection;
@@ -46,6 +47,8 @@ pub enum Question {
     Names,
     /// The state of the node's pod network.
     Status,
+    /// The frontends of all services.
+    Services,
     /// Another filter of the log.
     LogLevel(String),
 }
@@ -85,6 +88,11 @@ pub enum Line {
     Status {
         /// The state.
         status: Box<Status>,
+    },
+    /// A frontend of a service. [`Line::Done`] comes after the last one.
+    Frontend {
+        /// The frontend.
+        frontend: Box<Frontend>,
     },
     /// What was asked for is done.
     Done {
@@ -159,6 +167,19 @@ async fn converse(
         },
         Ok(Question::Status) => match ask(events, Event::Status).await {
             Some(status) => write(&mut writer, &Line::Status { status }).await,
+            None => Ok(()),
+        },
+        Ok(Question::Services) => match ask(events, Event::Frontends).await {
+            Some(Some(snapshot)) => {
+                for frontend in snapshot.frontends() {
+                    write(&mut writer, &Line::Frontend { frontend: Box::new(frontend) }).await?;
+                }
+                write(&mut writer, &Line::Done { done: true }).await
+            }
+            Some(None) => {
+                let error = "the agent reads no services, because --services is off".into();
+                write(&mut writer, &Line::Error { error }).await
+            }
             None => Ok(()),
         },
         Ok(Question::LogLevel(level)) => {

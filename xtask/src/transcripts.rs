@@ -88,6 +88,7 @@ pub fn record() -> Result<Vec<Transcript>> {
         show("endpoints", &["endpoints"])?,
         show("nodes", &["nodes"])?,
         show("hostports", &["hostports"])?,
+        services()?,
         show("drops", &["drops"])?,
         show("packets", &["drops", "--pod", &name(&pods[0])])?,
         show("flows", &["flows", "--pod", &name(&pods[0]), "--kind", "translation,stack"])?,
@@ -123,6 +124,42 @@ fn monitored(lab: &Lab, node: &Node, [pod, near, ..]: &[Pod; 4]) -> Result<Strin
     send((lab.world_address(), SERVER_PORT).into())?;
     let translated = monitor.line_with(" translation ").context("the monitor shows no translation")?;
     Ok(format!("# podwire monitor {}\n{flow}\n{dropped}\n{translated}\n", options.join(" ")))
+}
+
+/// Returns what `podwire services` prints of a service with three backends.
+fn services() -> Result<Transcript> {
+    let lab = Lab::builder().families(Families::V4).agent_arguments(&["--services", "on"]).build()?;
+    let (node, other) = (lab.node(0), lab.node(1));
+    let pods = [node.add_pod("a")?, other.add_pod("c")?, other.add_pod("d")?];
+    let name = "web";
+    let port = |number| json!({ "name": "http", "port": number, "protocol": "TCP", "nodePort": 30080 });
+    let endpoint = |(pod, node, is_ready): (&Pod, &Node, bool)| {
+        let conditions = json!({ "ready": is_ready });
+        json!({ "addresses": [pod.address()], "nodeName": node.name(), "conditions": conditions })
+    };
+    let endpoints = [(&pods[0], node, true), (&pods[1], other, true), (&pods[2], other, false)].map(endpoint);
+    let api = lab.api_server()?;
+    let metadata = json!({
+        "namespace": "shop", "name": name, "labels": { "kubernetes.io/service-name": name },
+    });
+    let spec = json!({
+        "clusterIPs": [SERVICE.0], "externalTrafficPolicy": "Local", "ports": [port(SERVICE.1)],
+    });
+    api.put(json!({ "kind": "Service", "apiVersion": "v1", "metadata": metadata, "spec": spec }));
+    api.put(json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": metadata,
+        "addressType": "IPv4", "ports": [port(SERVER_PORT)], "endpoints": endpoints,
+    }));
+    // The agent writes the table before it answers the next question.
+    for _ in 0..ATTEMPTS {
+        let printed = String::from_utf8(node.show(&["services"])?.stdout)?;
+        if printed.contains(SERVICE.0) && printed.contains("not-ready") {
+            let text = usual_names(&lab, node, &format!("# podwire services\n{printed}"));
+            return Ok(Transcript { document: "docs/commands.md", name: "services", text: aligned(&text) });
+        }
+        std::thread::sleep(PAUSE);
+    }
+    anyhow::bail!("the agent does not show the service")
 }
 
 /// Returns the table of `cargo xtask demo`.

@@ -1,8 +1,8 @@
 //! The commands for operators that show what this node's pod network does.
 //!
-//! `endpoints`, `nodes`, `hostports`, `drops` and `flows` read the pinned tables, whether or not an
-//! agent runs: the tables are what packets meet. The agent adds names. Without an agent, the names
-//! are those in its state folder. `status` is the agent's view of the node.
+//! `endpoints`, `nodes`, `hostports`, `services`, `drops` and `flows` read the pinned tables, whether
+//! or not an agent runs: the tables are what packets meet. The agent adds names. Without an agent, the
+//! names are those in its state folder. `status` is the agent's view of the node.
 
 pub mod completions;
 pub mod drops;
@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod flows;
 pub mod host_ports;
 pub mod nodes;
+pub mod services;
 pub mod status;
 
 mod output;

@@ -41,6 +41,11 @@ pub trait Row: Serialize {
 
     /// Returns a text for each column. An empty one is printed as `-`.
     fn cells(&self) -> Vec<String>;
+
+    /// Returns the lines of the row, each with a text for each column.
+    fn lines(&self) -> Vec<Vec<String>> {
+        vec![self.cells()]
+    }
 }
 
 impl Printing {
@@ -85,8 +90,8 @@ impl<W: Write> Rows<W> {
     pub fn push<R: Row>(&mut self, row: &R) -> io::Result<()> {
         match self.output {
             Output::Text => {
-                self.page.push(row.cells());
-                if self.page.len() == PAGE { self.write_page() } else { Ok(()) }
+                self.page.extend(row.lines());
+                if self.page.len() >= PAGE { self.write_page() } else { Ok(()) }
             }
             Output::Json => {
                 let before = if std::mem::take(&mut self.is_first) { "[\n" } else { ",\n" };

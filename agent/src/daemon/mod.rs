@@ -274,6 +274,10 @@ impl Daemon {
             Event::Figures(reply) => drop(reply.send(self.figures())),
             Event::Status(reply) => drop(reply.send(Box::new(self.status()))),
             Event::Names(reply) => drop(reply.send(names::of(&state.model))),
+            Event::Frontends(reply) => {
+                let is_on = state.config.services == ServiceMode::On;
+                drop(reply.send(is_on.then(|| services.snapshot(state))));
+            }
             Event::Stop => {}
         }
     }

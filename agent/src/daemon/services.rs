@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use podwire_core::features::{Scope, desired};
+use podwire_core::features::{Places, Scope, desired};
 use podwire_core::plan::{Removals, plan};
 use podwire_core::services::list::{ServiceChanges, ServiceList, ServiceProblem};
 use podwire_core::services::{EndpointSlice, ServedPort, Service, ServiceName, ThisNode, served_ports};
@@ -12,6 +12,7 @@ use tracing::error;
 use super::host::Upkeep;
 use super::state::State;
 use crate::conditions::{ConditionName, Conditions};
+use crate::frontends::Snapshot;
 
 /// The services, and the slices of each.
 #[derive(Debug, Default)]
@@ -80,13 +81,7 @@ impl Services {
         upkeep: &mut Upkeep,
         changed: &BTreeSet<ServiceName>,
     ) {
-        let own = state.model.own.as_ref();
-        let node = ThisNode {
-            name: state.config.node_name.clone(),
-            // Without a zone, hints for zones have no effect.
-            zone: None,
-            addresses: own.map(|own| own.internal_addresses.clone()).unwrap_or_default(),
-        };
+        let node = this_node(state);
         let served: Vec<_> = changed.iter().map(|name| (name, self.served(name, &node))).collect();
         let concerned = served
             .iter()
@@ -110,6 +105,20 @@ impl Services {
         }
     }
 
+    /// Returns all services, for `podwire services`.
+    pub(super) fn snapshot(&self, state: &State) -> Snapshot {
+        let with_slices = |(name, service): (&ServiceName, &Arc<Service>)| {
+            let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+            (Arc::clone(service), slices.cloned().collect())
+        };
+        Snapshot {
+            services: self.services.iter().map(with_slices).collect(),
+            node: this_node(state),
+            places: Places::of(&state.model),
+            has_policies: !state.model.policies.is_empty(),
+        }
+    }
+
     /// Returns the names of all services.
     pub(super) fn names(&self) -> BTreeSet<ServiceName> {
         self.services.keys().cloned().collect()
@@ -125,6 +134,17 @@ impl Services {
     pub(super) fn endpoints(&self) -> usize {
         let of_services = self.services.keys().filter_map(|name| self.slices.get(name));
         of_services.flat_map(BTreeMap::values).map(|slice| slice.endpoints.len()).sum()
+    }
+}
+
+/// Returns what the choice of backends needs of this node.
+fn this_node(state: &State) -> ThisNode {
+    let own = state.model.own.as_ref();
+    ThisNode {
+        name: state.config.node_name.clone(),
+        // Without a zone, hints for zones have no effect.
+        zone: None,
+        addresses: own.map(|own| own.internal_addresses.clone()).unwrap_or_default(),
     }
 }
 

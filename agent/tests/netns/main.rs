@@ -70,6 +70,7 @@ mod service;
 mod service_list;
 mod service_processes;
 mod services;
+mod services_shown;
 mod snat;
 mod sockets;
 mod stack_flows;

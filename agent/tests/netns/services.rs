@@ -23,7 +23,7 @@ pub const POD_PORT: u16 = 8080;
 pub const ENTRIES: u32 = 4;
 
 /// Returns a Service object with a port for TCP and for UDP, and a ClusterIP of each family.
-fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
+pub fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
     json!({
         "kind": "Service",
         "apiVersion": "v1",
@@ -41,7 +41,7 @@ fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
 }
 
 /// Returns a service's EndpointSlice of a family, with these endpoints.
-fn slice(name: &str, endpoints: &[IpAddr], family: usize) -> Value {
+pub fn slice(name: &str, endpoints: &[IpAddr], family: usize) -> Value {
     let kind = ["IPv4", "IPv6"][family];
     let endpoint = |address: &IpAddr| json!({ "addresses": [address], "conditions": { "ready": true } });
     json!({
@@ -79,7 +79,7 @@ pub fn put_endpoints(lab: &Lab, name: &str, last: u8, endpoints: [&[IpAddr]; 2],
 }
 
 /// Waits until a node's programs serve so many addresses of services. Returns whether they do.
-fn serves(node: &Node, entries: u32) -> bool {
+pub fn serves(node: &Node, entries: u32) -> bool {
     let served = || metric(node, "podwire_table_entries{table=\"SERVICES\"}");
     wait_until(|| (served() == entries.to_string()).then_some(())).is_some()
 }

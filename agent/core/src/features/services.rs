@@ -11,7 +11,7 @@ use podwire_common::flow::protocol;
 
 use super::Scope;
 use crate::model::{Family, Model, Node};
-use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
+use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServedServices, ServiceName};
 use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
@@ -26,7 +26,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     for (name, ports) in services {
         for port in ports {
             for frontend in &port.frontends {
-                if is_served(&places, port, frontend) && model.services.has(name, port, frontend) {
+                if why_not(&model.services, &places, name, port, frontend).is_none() {
                     add(&mut slice, name, port, frontend);
                 }
             }
@@ -35,27 +35,71 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     slice
 }
 
-/// Returns whether the programs serve pods at a frontend. kube-proxy serves all others:
-///
-/// - whose backends include addresses outside the cluster: the flow needs SNAT as well;
-/// - all of them on a host with IPsec policies;
-/// - those of SCTP: its checksum covers the ports, and the programs cannot compute it;
-/// - those with session affinity;
-/// - NodePorts, and other addresses of nodes;
-/// - those that are only for some clients (`loadBalancerSourceRanges`).
-fn is_served(places: &Places, port: &ServedPort, frontend: &Frontend) -> bool {
+/// Why the programs do not serve a frontend: kube-proxy serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotServed {
+    /// The host has IPsec policies, and only the stack asks them.
+    IpsecPolicies,
+    /// Its address is one of nodes' or pods', for example a NodePort.
+    InCluster,
+    /// Another service has this address and port.
+    OtherService,
+    /// It is only for some clients (`loadBalancerSourceRanges`).
+    SourceRanges,
+    /// It is SCTP: its checksum covers the ports, and the programs cannot compute it.
+    Sctp,
+    /// Its service has session affinity.
+    SessionAffinity,
+    /// Clients of this node have no backend there.
+    NoBackend,
+    /// A backend is outside the cluster: the flow needs SNAT as well.
+    BackendOutside,
+}
+
+impl NotServed {
+    /// Returns the name that commands show.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IpsecPolicies => "ipsec-policies",
+            Self::InCluster => "address-in-cluster",
+            Self::OtherService => "other-service",
+            Self::SourceRanges => "source-ranges",
+            Self::Sctp => "sctp",
+            Self::SessionAffinity => "session-affinity",
+            Self::NoBackend => "no-backend",
+            Self::BackendOutside => "backend-outside",
+        }
+    }
+}
+
+/// Returns why the programs do not serve a frontend of one of all services. `None`: they do, unless
+/// the host has IPsec policies.
+pub fn why_not(
+    services: &ServedServices,
+    places: &Places,
+    name: &ServiceName,
+    port: &ServedPort,
+    frontend: &Frontend,
+) -> Option<NotServed> {
     let backends = port.backends(frontend.inside);
-    frontend.kind != FrontendKind::NodePort
-        && frontend.source_ranges.is_empty()
-        && !places.contain(frontend.address)
-        && port.protocol != Protocol::Sctp
-        && port.affinity.is_none()
-        && !backends.is_empty()
-        && backends.iter().all(|backend| places.contain(backend.address))
+    match () {
+        () if frontend.kind == FrontendKind::NodePort => Some(NotServed::InCluster),
+        () if places.contain(frontend.address) => Some(NotServed::InCluster),
+        () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
+        () if !frontend.source_ranges.is_empty() => Some(NotServed::SourceRanges),
+        () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
+        () if port.affinity.is_some() => Some(NotServed::SessionAffinity),
+        () if backends.is_empty() => Some(NotServed::NoBackend),
+        () if !backends.iter().all(|backend| places.contain(backend.address)) => {
+            Some(NotServed::BackendOutside)
+        }
+        () => None,
+    }
 }
 
 /// Where pods and processes of nodes are.
-struct Places {
+#[derive(Debug)]
+pub struct Places {
     /// The podCIDRs of all nodes, sorted. They do not overlap.
     pod_networks: Vec<IpNet>,
     /// InternalIPs of all nodes.
@@ -63,7 +107,8 @@ struct Places {
 }
 
 impl Places {
-    fn of(model: &Model) -> Self {
+    /// Returns the places of a model's nodes.
+    pub fn of(model: &Model) -> Self {
         let nodes = || model.own.iter().chain(model.remote.values());
         let mut pod_networks: Vec<_> = nodes().flat_map(|node| &node.pod_networks).copied().collect();
         pod_networks.sort_unstable();

@@ -90,6 +90,18 @@ pub enum FrontendKind {
     LoadBalancer,
 }
 
+impl FrontendKind {
+    /// Returns the name that commands show.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "cluster-ip",
+            Self::NodePort => "node-port",
+            Self::ExternalIp => "external-ip",
+            Self::LoadBalancer => "load-balancer",
+        }
+    }
+}
+
 /// What happens to a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Answer {

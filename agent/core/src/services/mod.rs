@@ -3,6 +3,7 @@
 pub mod list;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
@@ -17,10 +18,12 @@ mod served;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod uses;
 
 pub use frontends::{Answer, Backend, Frontend, FrontendKind, ServedPort, ThisNode, served_ports};
 pub use health::{HealthCheck, health_check};
 pub use served::ServedServices;
+pub use uses::{Candidacy, Use, candidacies};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +32,12 @@ pub struct ServiceName {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// The fields of a Service object that the agent reads (`core/v1`). A Service without a ClusterIP
@@ -91,6 +100,17 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+impl Protocol {
+    /// Returns the name that commands show.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 /// `internalTrafficPolicy`, `externalTrafficPolicy`.

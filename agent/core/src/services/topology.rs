@@ -2,7 +2,7 @@
 //! Kubernetes 1.36).
 
 use super::endpoints::Candidate;
-use super::{Backend, Endpoint, ThisNode};
+use super::{Backend, Endpoint, ThisNode, Use};
 
 /// Returns the endpoints for the traffic policy `Cluster`. It is empty only if no endpoint of the
 /// port can be used anywhere.
@@ -14,6 +14,14 @@ pub(super) fn cluster(candidates: &[Candidate<'_>], node: &ThisNode) -> Vec<Back
 /// Returns the endpoints for the traffic policy `Local`. Hints have no effect on it.
 pub(super) fn local(candidates: &[Candidate<'_>]) -> Vec<Backend> {
     choose(candidates, |candidate| candidate.backend.is_local)
+}
+
+/// Returns why the policy `Cluster` may leave a ready endpoint out. Without hints it leaves none out.
+pub(super) fn elsewhere(candidates: &[Candidate<'_>], node: &ThisNode) -> Use {
+    match Preference::of(candidates, node) {
+        Preference::SameNode => Use::OtherNode,
+        Preference::SameZone | Preference::Anywhere => Use::OtherZone,
+    }
 }
 
 /// Returns the ready ones of the `admitted` endpoints. If there is none, returns those that are

@@ -15,6 +15,7 @@ mod properties;
 mod real_cluster;
 mod slices;
 mod topology;
+mod uses;
 
 /// The node that serves. Endpoints with the word `here` are on it.
 const NODE: &str = "node-1";

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::{Answer, Frontend, FrontendKind, ServedPort, health_check, served_ports};
+use super::super::{Answer, Frontend, FrontendKind, ServedPort, candidacies, health_check, served_ports};
 use super::*;
 use crate::model::Family;
 
@@ -129,6 +129,22 @@ proptest! {
         let lists: Vec<_> = slices.iter().collect();
         for port in served_ports(&service, &lists, &node) {
             prop_assert_eq!(faults(&port, &slices), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn endpoints_are_used_as_their_reasons_say(
+        service in some_service(), slices in some_slices(), node in some_node(),
+    ) {
+        let slices: Vec<_> = slices.iter().collect();
+        for port in served_ports(&service, &slices, &node) {
+            let answers = port.frontends.iter().flat_map(|frontend| [Some(frontend.inside), frontend.outside]);
+            for answer in answers.flatten() {
+                let all = candidacies(&slices, &port, &node);
+                let used = all.iter().filter(|candidacy| candidacy.of(answer).is_used());
+                let used: Vec<_> = used.map(|candidacy| candidacy.backend).collect();
+                prop_assert_eq!(used, port.backends(answer), "{:?} {:?}", answer, port);
+            }
         }
     }
 
