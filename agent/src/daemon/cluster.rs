@@ -93,6 +93,10 @@ impl NodeLists {
     ) -> bool {
         let own_name = state.config.node_name.clone();
         let own_record = list.records.iter().find(|record| record.name == own_name);
+        // Without an entry for this node, the list does not say that it has left its zone.
+        if let Some(own) = own_record {
+            state.model.zone.clone_from(&own.zone);
+        }
         let underlay = state.host.underlay(own_record.map_or(&[][..], |own| &own.internal_addresses));
         let (mut cluster, mut problems) = Cluster::from_records(&list.records, &own_name, &underlay);
         for problem in &list.problems {

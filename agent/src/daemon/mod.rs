@@ -225,9 +225,10 @@ impl Daemon {
             Event::Call { call, reply } => self.serve(&call, reply).await,
             Event::Nodes(list) => {
                 let begun = Instant::now();
-                let before = state.model.own.clone();
+                let before = (state.model.own.clone(), state.model.zone.clone());
                 let is_applied = cluster.take(state, host, pods, list).await;
-                if state.model.own != before {
+                // Which backends a service has depends on this node's addresses and zone.
+                if (&state.model.own, &state.model.zone) != (&before.0, &before.1) {
                     services.serve(state, host, &services.names()).await;
                 }
                 state.durations.note_node_list(is_applied, begun.elapsed());

@@ -142,8 +142,7 @@ fn this_node(state: &State) -> ThisNode {
     let own = state.model.own.as_ref();
     ThisNode {
         name: state.config.node_name.clone(),
-        // Without a zone, hints for zones have no effect.
-        zone: None,
+        zone: state.model.zone.clone(),
         addresses: own.map(|own| own.internal_addresses.clone()).unwrap_or_default(),
     }
 }

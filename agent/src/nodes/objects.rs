@@ -91,6 +91,8 @@ struct Metadata {
 struct Labels {
     #[serde(rename = "kubernetes.io/os")]
     operating_system: Option<String>,
+    #[serde(rename = "topology.kubernetes.io/zone")]
+    zone: Option<String>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -161,7 +163,7 @@ impl TryFrom<NodeObject> for NodeRecord {
             })
             .collect::<Result<_, _>>()?;
         let annotations = object.metadata.annotations;
-        let of_label = object.metadata.labels.and_then(|labels| labels.operating_system);
+        let labels = object.metadata.labels.unwrap_or_default();
         let of_kubelet = status.node_info.and_then(|info| info.operating_system);
         Ok(Self {
             name: object.metadata.name,
@@ -170,7 +172,8 @@ impl TryFrom<NodeObject> for NodeRecord {
             pod_networks,
             cordoned: spec.unschedulable.unwrap_or_default(),
             internal_addresses,
-            operating_system: of_kubelet.filter(|system| !system.is_empty()).or(of_label),
+            operating_system: of_kubelet.filter(|system| !system.is_empty()).or(labels.operating_system),
+            zone: labels.zone.filter(|zone| !zone.is_empty()),
             network_unavailable: status
                 .conditions
                 .unwrap_or_default()
@@ -191,7 +194,7 @@ impl From<&NodeRecord> for NodeObject {
                 name: record.name.clone(),
                 uid: record.uid.clone(),
                 creation_timestamp: record.created.clone(),
-                labels: None,
+                labels: record.zone.clone().map(|zone| Labels { zone: Some(zone), ..Labels::default() }),
                 annotations: record.flannel.as_ref().map(|lease| lease.annotations().clone()),
             },
             spec: Some(Spec {
@@ -245,6 +248,7 @@ mod tests {
             cordoned: true,
             internal_addresses: vec!["10.200.0.2".parse().unwrap()],
             operating_system: Some("linux".into()),
+            zone: Some("zone-a".into()),
             network_unavailable: false,
             flannel,
         }
@@ -259,6 +263,19 @@ mod tests {
         let list = load(&path).unwrap();
         assert_eq!(list.records, records);
         assert_eq!(list.problems, []);
+    }
+
+    #[test]
+    fn empty_zone_is_none_and_lists_without_zones_are_read() {
+        let zone = |labels: serde_json::Value| {
+            let node = json!({ "kind": "Node", "metadata": { "name": "node1", "labels": labels } });
+            decode(&node.to_string(), String::new).unwrap().zone
+        };
+        let label = "topology.kubernetes.io/zone";
+        assert_eq!(zone(json!({ label: "zone-a", "kubernetes.io/os": "linux" })), Some("zone-a".into()));
+        for labels in [json!({ label: "" }), json!({}), json!(null)] {
+            assert_eq!(zone(labels.clone()), None, "{labels}");
+        }
     }
 
     #[test]

@@ -67,6 +67,31 @@ async fn nodes_that_come_change_and_go_are_told() {
 }
 
 #[tokio::test]
+async fn zone_of_a_node_is_told_and_kept() {
+    for kind in kinds() {
+        let mut server = kind.serve(1).await;
+        let mut watching = Watching::of(&server);
+        assert_eq!(watching.list().await.records[0].zone, None);
+        let mut labelled = node(1);
+        for zone in ["zone-a", "zone-b"] {
+            labelled["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!(zone);
+            server.put(labelled.clone()).await;
+            assert_eq!(watching.list().await.records[0].zone.as_deref(), Some(zone));
+        }
+        let cache = watching.cache();
+        eventually("the zone is kept", || {
+            std::fs::read_to_string(&cache).is_ok_and(|text| text.contains("zone-b"))
+        })
+        .await;
+        let folder = watching.end().await;
+        server.stop().await;
+        let mut watching = Watching::with(server.access(), server.pace(), folder);
+        let list = watching.list().await;
+        assert_eq!((list.age.is_zero(), list.records[0].zone.as_deref()), (false, Some("zone-b")));
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_matter_to_the_network_is_not_told() {
     for kind in kinds() {
         let server = kind.serve(2).await;

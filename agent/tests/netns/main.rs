@@ -69,6 +69,7 @@ mod second_agent;
 mod service;
 mod service_list;
 mod service_processes;
+mod service_zones;
 mod services;
 mod services_shown;
 mod snat;

@@ -45,6 +45,8 @@ pub struct NodeRecord {
     pub internal_addresses: Vec<IpAddr>,
     /// `status.nodeInfo.operatingSystem`, or the label `kubernetes.io/os`.
     pub operating_system: Option<String>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
     /// Whether the condition `NetworkUnavailable` is true. A cloud provider sets it until the
     /// node's network is set up.
     pub network_unavailable: bool,

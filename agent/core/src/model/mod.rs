@@ -32,6 +32,8 @@ pub struct Model {
     pub vxlan: Option<u32>,
     /// This node's entry in the node list. `None` until the agent gets a list with a complete one.
     pub own: Option<Node>,
+    /// The zone of this node, if its object has one.
+    pub zone: Option<String>,
     /// The other nodes, by name.
     pub remote: BTreeMap<String, Node>,
     /// This node's links with a role, uplinks first. The first link has the node's InternalIP if
@@ -70,6 +72,7 @@ impl Model {
             mtu_override,
             vxlan: None,
             own: None,
+            zone: None,
             remote: BTreeMap::new(),
             links: Vec::new(),
             filtered_links: BTreeMap::new(),
