@@ -156,6 +156,9 @@ names! {
     ServiceListStale, "service-list-stale", Degraded, "check that the agent can reach the API server, or read the file of --services-file";
     /// A Service or an EndpointSlice does not decode. Subject: the object.
     ServiceProblem, "service-problem", Degraded, "correct the object, or the entry in the file of --services-file, as the sentence says";
+    /// The agent cannot answer load balancers' health checks at an address. Subject: the address.
+    ServiceHealthPort, "service-health-port", Degraded,
+        "end the process that has the port (`ss -ltnp` names it); leave --service-health-address out if kube-proxy runs here; the agent tries again every ten seconds";
     /// No link has this node's InternalIP.
     InternalIpAbsent, "internal-ip-absent", Degraded,
         "give the node the address, or set its kubelet's --node-ip to an address that the node has; do nothing if the cloud maps the address one to one";

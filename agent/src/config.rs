@@ -56,6 +56,14 @@ pub struct Config {
     /// The agent reads the file again when it changes. It needs --services on.
     #[arg(long, env = "PODWIRE_SERVICES_FILE", value_name = "FILE")]
     pub services_file: Option<PathBuf>,
+    /// Address and port at which the agent answers load balancers' questions about this node, as
+    /// kube-proxy does at 0.0.0.0:10256: /healthz and /livez. Default: the agent answers none.
+    ///
+    /// With this option, the agent also listens at the healthCheckNodePort of each service that has
+    /// one. Leave it out while kube-proxy runs on this node: kube-proxy has these ports, and answers.
+    /// It needs --services on.
+    #[arg(long, env = "PODWIRE_SERVICE_HEALTH_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub service_health_address: Option<SocketAddr>,
     /// How pod packets travel between nodes.
     #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan", value_parser = mode())]
     pub mode: Mode,
@@ -340,6 +348,11 @@ impl Config {
                 "--metrics-address {own} already serves {address}: leave {address} out of --metrics-node-addresses"
             ));
         }
+        if let (ServiceMode::Off, Some(address)) = (self.services, self.service_health_address) {
+            return Err(format!(
+                "--service-health-address {address} has no effect, because --services is off: set --services on, or leave --service-health-address out"
+            ));
+        }
         match (self.services, &self.services_file, &self.nodes) {
             (ServiceMode::Off, Some(file), _) => Err(format!(
                 "--services-file {} has no effect, because --services is off: set --services on, or leave --services-file out",
@@ -500,6 +513,10 @@ mod tests {
         assert_eq!(check(&["--services", "on", "--services-file", "/s"]), Ok(()));
         let refusal = check(&["--services-file", "/s"]).unwrap_err();
         assert!(refusal.contains("--services-file /s") && refusal.contains("--services on"), "{refusal}");
+        let address = ["--service-health-address", "0.0.0.0:10256"];
+        let refusal = check(&address).unwrap_err();
+        assert!(refusal.contains("0.0.0.0:10256") && refusal.contains("--services on"), "{refusal}");
+        assert_eq!(check(&[&address[..], &["--services", "on", "--services-file", "/s"]].concat()), Ok(()));
         // `parse` gives the nodes as a file.
         let refusal = check(&["--services", "on"]).unwrap_err();
         assert!(refusal.contains("--services-file") && refusal.contains("--nodes /n"), "{refusal}");

@@ -2,15 +2,18 @@
 //! daemon takes them. Neither knows the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_common::tables::Table;
 use podwire_core::cluster::{NodeList, Skipped};
 use podwire_core::model::Endpoint;
 use podwire_core::services::list::{ServiceChanges, ServiceList};
+use podwire_core::services::{HealthCheck, ServiceName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -47,6 +50,9 @@ pub enum Event {
     ServicesUnusable(String),
     /// The source of the services answered again; what it has sent is current.
     ServicesConfirmed,
+    /// The addresses at which the agent cannot answer load balancers' health checks, with the reason
+    /// for each. The others are served.
+    HealthPorts(BTreeMap<SocketAddr, String>),
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<IpNet>, String>),
     /// The options in the file of `--config` that the agent does not run with, or what is wrong
@@ -81,6 +87,17 @@ pub enum Readiness {
     Ready,
     /// The agent is not ready, for this reason.
     Waiting(String),
+}
+
+/// What load balancers may know of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceHealth {
+    /// The health checks of all services that have one.
+    pub checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
+    /// Whether the agent knows the services, and no condition cuts pods off.
+    pub is_healthy: bool,
+    /// While it is not: when it last was.
+    pub last_healthy: Timestamp,
 }
 
 /// A change by another program that the agent undoes.

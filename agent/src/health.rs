@@ -26,7 +26,7 @@ use crate::metrics::{CONTENT_TYPE, Process, text};
 
 /// An owner of state that does not answer within this time is not alive. The slowest thing that it
 /// does itself is a disk access.
-const ALIVE: Duration = Duration::from_secs(4);
+pub(crate) const ALIVE: Duration = Duration::from_secs(4);
 /// Longest duration of a connection, which has one request and one answer.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest number of connections open at once at --metrics-address.
@@ -73,15 +73,15 @@ impl Listeners {
         let own = of_node.clone().route("/healthz", get(healthy)).route("/readyz", get(ready));
         for listener in self.of_node {
             let router = of_node.clone().with_state(sources.clone());
-            tokio::spawn(accept(listener, router, NODE_CONNECTIONS));
+            tokio::spawn(accept(listener, router, Connections::new(NODE_CONNECTIONS)));
         }
-        accept(self.own, own.with_state(sources), CONNECTIONS).await;
+        accept(self.own, own.with_state(sources), Connections::new(CONNECTIONS)).await;
     }
 }
 
 /// Whether the node has an address when the agent starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Present {
+pub(crate) enum Present {
     /// The address is there, or it is a mistake.
     Yes,
     /// A link may get the address later. A cloud may also translate it, so that no link ever has it.
@@ -90,14 +90,23 @@ enum Present {
 
 /// Listens at an address. At `::` it listens for both families, whatever `net.ipv6.bindv6only`
 /// says: kubelet's probes ask 127.0.0.1.
-fn listen(address: SocketAddr, present: Present) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, present: Present) -> io::Result<TcpListener> {
+    listen_with(address, present, !address.ip().is_unspecified())
+}
+
+/// Listens at an address, also at `::`, for its own family only.
+pub(crate) fn listen_alone(address: SocketAddr) -> io::Result<TcpListener> {
+    listen_with(address, Present::Yes, true)
+}
+
+fn listen_with(address: SocketAddr, present: Present, is_alone: bool) -> io::Result<TcpListener> {
     let may_be_absent = present == Present::Perhaps;
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+        sockopt::set_ipv6_v6only(&socket, is_alone)?;
         sockopt::set_ipv6_freebind(&socket, may_be_absent)?;
     } else {
         sockopt::set_ip_freebind(&socket, may_be_absent)?;
@@ -108,9 +117,9 @@ fn listen(address: SocketAddr, present: Present) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves a socket until the process ends, with at most `most` connections open at once.
-async fn accept(listener: TcpListener, router: Router, most: usize) {
-    let connections = Connections::new(most);
+/// Serves a socket until the process ends, or until its task is aborted. `connections`: those that
+/// may be open at once, also at other sockets.
+pub(crate) async fn accept(listener: TcpListener, router: Router, connections: Connections) {
     loop {
         connections.room().await;
         match listener.accept().await {
@@ -147,16 +156,21 @@ struct Sources {
 
 /// Answers whether the owner of state responds at all, ready or not.
 async fn healthy(State(sources): State<Sources>) -> Response {
+    let silent = (StatusCode::SERVICE_UNAVAILABLE, "the agent's main task does not answer\n");
+    match is_alive(&sources.events, sources.patience).await {
+        true => "ok\n".into_response(),
+        false => silent.into_response(),
+    }
+}
+
+/// Returns whether the owner of state takes events, within a time.
+pub(crate) async fn is_alive(events: &mpsc::Sender<Event>, patience: Duration) -> bool {
     let (reply, alive) = oneshot::channel();
     let ask = async {
-        sources.events.send(Event::Alive(reply)).await.ok()?;
+        events.send(Event::Alive(reply)).await.ok()?;
         alive.await.ok()
     };
-    let silent = (StatusCode::SERVICE_UNAVAILABLE, "the agent's main task does not answer\n");
-    match timeout(sources.patience, ask).await {
-        Ok(Some(())) => "ok\n".into_response(),
-        Ok(None) | Err(_) => silent.into_response(),
-    }
+    matches!(timeout(patience, ask).await, Ok(Some(())))
 }
 
 /// Answers whether the agent is ready. With `?verbose`, lists all conditions after that, one per

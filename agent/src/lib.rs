@@ -50,6 +50,7 @@ pub mod packet_events;
 pub mod packet_filter;
 pub mod packet_record;
 pub mod pcapng;
+pub mod service_health;
 pub mod services;
 pub mod sockopt;
 pub mod status;

@@ -27,6 +27,7 @@ use podwire::objects::Pace;
 use podwire::objects::client::Server;
 use podwire::operator;
 use podwire::packet_events::{self, Listeners};
+use podwire::service_health;
 use podwire::services::{self, api_server};
 use podwire::store::{NODES, SERVICES, Store};
 use podwire::uninstall::{self, Options};
@@ -192,7 +193,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
     }
     config.check().map_err(|contradiction| anyhow!(contradiction))?;
-    reserve_descriptors();
+    reserve_descriptors(DESCRIPTORS + service_health::descriptors(&config));
     let store = Store::open(&config.places.state_dir)?;
     Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
     let socket_lock = unix_socket::hold(&config.places.socket())?;
@@ -211,6 +212,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
         Some(_) => None,
         None => Some(Server::new(config.api.clone(), Pace::default().silence).await?),
     };
+    let service_health_address = config.service_health_address;
     let (node_name, state_dir) = (config.node_name.clone(), config.places.state_dir.clone());
     let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
 
@@ -223,6 +225,9 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     tokio::spawn(serve_operators(operators, events.clone(), listeners, log));
     collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(metrics.serve(events.clone(), daemon.readiness()));
+    if let Some(address) = service_health_address {
+        tokio::spawn(service_health::serve(address, daemon.service_health(), events.clone()));
+    }
     tokio::spawn(ticks(events.clone()));
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
@@ -276,17 +281,17 @@ async fn serve_operators(
 
 /// Raises the limit of open files if it is too low, so that no client can keep the agent from
 /// opening a file.
-fn reserve_descriptors() {
+fn reserve_descriptors(needed: u64) {
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= DESCRIPTORS) {
+    if limit.current.is_none_or(|current| current >= needed) {
         return;
     }
-    let current = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    let current = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit }) {
         warn!("cannot raise the limit of open files to {current}: {error}");
-    } else if current < DESCRIPTORS {
+    } else if current < needed {
         warn!(
-            "the agent may open only {current} files: raise its limit to {DESCRIPTORS} (LimitNOFILE=, ulimit -n)"
+            "the agent may open only {current} files: raise its limit to {needed} (LimitNOFILE=, ulimit -n)"
         );
     }
 }

@@ -41,7 +41,7 @@ use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
 use crate::durations::Durations;
 use crate::error::Error;
-use crate::events::{Event, Figures, Readiness};
+use crate::events::{Event, Figures, Readiness, ServiceHealth};
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
 use crate::memory;
@@ -161,6 +161,11 @@ impl Daemon {
         self.health.readiness()
     }
 
+    /// Returns a receiver that gets what load balancers may know, now and after every change.
+    pub fn service_health(&self) -> watch::Receiver<ServiceHealth> {
+        self.services.health()
+    }
+
     /// Returns the histograms of durations. The server of the plugin's socket measures its calls.
     pub fn durations(&self) -> Durations {
         self.state.durations.clone()
@@ -256,6 +261,7 @@ impl Daemon {
                 services::do_without(&mut state.conditions, &reason, services.len() > 0);
             }
             Event::ServicesConfirmed => services::confirm(&mut state.conditions),
+            Event::HealthPorts(failed) => services::note_health_ports(&mut state.conditions, failed),
             Event::NonMasquerade(networks) => {
                 if configuration::take_non_masquerade(state, networks) && state.model.own.is_some() {
                     let _ = host.reconcile(state, pods).await;
@@ -343,6 +349,7 @@ impl Daemon {
             self.host.note_refusal();
         }
         self.health.tell(&mut self.state.conditions, &mut self.configuration);
+        self.services.tell_health(&self.state);
     }
 
     fn counters(&self) -> Counters {

@@ -1,17 +1,23 @@
 //! The services of the cluster and their endpoints, as the source told them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use podwire_core::features::{Places, Scope, desired};
 use podwire_core::plan::{Removals, plan};
 use podwire_core::services::list::{ServiceChanges, ServiceList, ServiceProblem};
-use podwire_core::services::{EndpointSlice, ServedPort, Service, ServiceName, ThisNode, served_ports};
+use podwire_core::services::{
+    EndpointSlice, HealthCheck, ServedPort, Service, ServiceName, ThisNode, health_check, served_ports,
+};
+use tokio::sync::watch;
 use tracing::error;
 
 use super::host::Upkeep;
 use super::state::State;
-use crate::conditions::{ConditionName, Conditions};
+use crate::conditions::{Condition, ConditionName, Conditions};
+use crate::events::ServiceHealth;
 use crate::frontends::Snapshot;
 
 /// The services, and the slices of each.
@@ -20,6 +26,9 @@ pub(super) struct Services {
     services: BTreeMap<ServiceName, Arc<Service>>,
     /// Slices by service and name, also those of services that are not known.
     slices: BTreeMap<ServiceName, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// The health checks of the services that have one.
+    checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
+    health: watch::Sender<ServiceHealth>,
 }
 
 impl Services {
@@ -31,12 +40,13 @@ impl Services {
         for slice in list.slices {
             slices.entry(slice.service.clone()).or_default().insert(slice.name.clone(), slice);
         }
-        let before = std::mem::replace(self, Self { services, slices });
-        let names = [&before, self].into_iter().flat_map(|all| all.services.keys().chain(all.slices.keys()));
-        let names: BTreeSet<_> = names.collect();
+        let old_services = std::mem::replace(&mut self.services, services);
+        let old_slices = std::mem::replace(&mut self.slices, slices);
+        let of_services = old_services.keys().chain(self.services.keys());
+        let names: BTreeSet<_> = of_services.chain(old_slices.keys()).chain(self.slices.keys()).collect();
         let is_other = |name: &&ServiceName| {
-            self.services.get(*name) != before.services.get(*name)
-                || self.slices.get(*name) != before.slices.get(*name)
+            self.services.get(*name) != old_services.get(*name)
+                || self.slices.get(*name) != old_slices.get(*name)
         };
         names.into_iter().filter(is_other).cloned().collect()
     }
@@ -65,18 +75,25 @@ impl Services {
         changed
     }
 
-    /// Returns what this node serves of a service. `None`: there is no such service.
-    fn served(&self, name: &ServiceName, node: &ThisNode) -> Option<Vec<ServedPort>> {
-        let service = self.services.get(name)?;
+    /// Returns what this node serves of a service, and notes its health check. `None`: there is no
+    /// such service.
+    fn served(&mut self, name: &ServiceName, node: &ThisNode) -> Option<Vec<ServedPort>> {
+        let service = self.services.get(name);
         let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
         let slices: Vec<_> = slices.map(Arc::as_ref).collect();
-        Some(served_ports(service, &slices, node))
+        let check = service.and_then(|service| health_check(service, &slices, node));
+        if self.checks.get(name) != check.as_ref() {
+            let checks = Arc::make_mut(&mut self.checks);
+            checks.remove(name);
+            checks.extend(check.map(|check| (name.clone(), check)));
+        }
+        service.map(|service| served_ports(service, &slices, node))
     }
 
     /// Makes the programs serve what has changed: these services, or all of them if this node itself
     /// has changed.
     pub(super) async fn serve(
-        &self,
+        &mut self,
         state: &mut State,
         upkeep: &mut Upkeep,
         changed: &BTreeSet<ServiceName>,
@@ -117,6 +134,28 @@ impl Services {
             places: Places::of(&state.model),
             has_policies: !state.model.policies.is_empty(),
         }
+    }
+
+    /// Returns a receiver that gets what load balancers may know, now and after every change.
+    pub(super) fn health(&self) -> watch::Receiver<ServiceHealth> {
+        self.health.subscribe()
+    }
+
+    /// Publishes what load balancers may know, if it has changed.
+    #[expect(clippy::disallowed_methods, reason = "operators read the time of day")]
+    pub(super) fn tell_health(&self, state: &State) {
+        let cuts_off = |condition: Condition<'_>| condition.name.severity().cuts_pods_off();
+        let is_healthy =
+            state.has_services && state.model.own.is_some() && !state.conditions.iter().any(cuts_off);
+        self.health.send_if_modified(|told| {
+            let has_changed = told.is_healthy != is_healthy || told.checks != self.checks;
+            if told.is_healthy && !is_healthy {
+                told.last_healthy = Timestamp::now();
+            }
+            told.is_healthy = is_healthy;
+            told.checks = Arc::clone(&self.checks);
+            has_changed
+        });
     }
 
     /// Returns the names of all services.
@@ -169,6 +208,12 @@ pub(super) fn note_problems(conditions: &mut Conditions, problems: &[ServiceProb
 pub(super) fn do_without(conditions: &mut Conditions, reason: &str, has_some: bool) {
     let used = if has_some { "; the last good services are used" } else { "" };
     conditions.set(ConditionName::ServiceListStale, format!("{reason}{used}"));
+}
+
+/// Notes at which addresses the agent cannot answer load balancers' health checks.
+pub(super) fn note_health_ports(conditions: &mut Conditions, failed: BTreeMap<SocketAddr, String>) {
+    let failed = failed.into_iter().map(|(address, why)| (address.to_string(), why));
+    conditions.replace(ConditionName::ServiceHealthPort, failed);
 }
 
 /// Notes that the services are current.

@@ -1,6 +1,6 @@
 //! Clients that connect and send nothing. All other clients are still served.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,15 +109,20 @@ pub fn get(node: &Node, path: &str) -> String {
 
 /// Returns the answer by HTTP of a server that a namespace reaches, with its head.
 pub fn get_at(ns: &Ns, server: SocketAddr, path: &str) -> String {
+    try_get_at(ns, server, path).unwrap()
+}
+
+/// Does the same of a server that may close its port meanwhile: that resets the connection.
+pub fn try_get_at(ns: &Ns, server: SocketAddr, path: &str) -> io::Result<String> {
     let Ok(mut stream) = ns.enter(|| TcpStream::connect(server)).unwrap() else {
-        return "nobody listens".into();
+        return Ok("nobody listens".into());
     };
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes())?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn words(command: &str) -> Vec<&str> {

@@ -67,6 +67,7 @@ mod restart;
 mod seccomp;
 mod second_agent;
 mod service;
+mod service_health;
 mod service_list;
 mod service_processes;
 mod service_zones;

@@ -29,7 +29,7 @@ fn hints_count_from_when_the_node_has_their_zone() {
     let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
     put(&lab, "web", 0x38, &[&near, &far], 2);
     for family in 0..2 {
-        let mut hinted = slice("web", &[&near, &far], family);
+        let mut hinted = slice("web", &[&near, &far].map(|pod| pod.addresses()[family]), family);
         for (endpoint, zone) in [(0, "zone-a"), (1, "zone-b")] {
             hinted["endpoints"][endpoint]["hints"] = json!({ "forZones": [{ "name": zone }] });
         }

@@ -85,7 +85,13 @@ pub fn serves(node: &Node, entries: u32) -> bool {
 }
 
 pub fn lab(mode: Mode) -> Lab {
-    Lab::builder().mode(mode).agent_arguments(&["--services", "on"]).build().unwrap()
+    lab_with(mode, &[])
+}
+
+/// Returns a lab with services, and with more arguments for the agents.
+pub fn lab_with(mode: Mode, arguments: &[&str]) -> Lab {
+    let builder = Lab::builder().mode(mode).agent_arguments(&["--services", "on"]);
+    builder.agent_arguments(arguments).build().unwrap()
 }
 
 pub fn route(address: IpAddr) -> Route {
