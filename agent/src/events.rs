@@ -98,6 +98,8 @@ pub struct ServiceHealth {
     pub is_healthy: bool,
     /// While it is not: when it last was.
     pub last_healthy: Timestamp,
+    /// Whether the node is about to go, so that it should get no new connections.
+    pub is_leaving: bool,
 }
 
 /// A change by another program that the agent undoes.

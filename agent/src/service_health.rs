@@ -166,10 +166,13 @@ async fn check(State(asked): State<Asked>) -> Response {
     ([(WEIGHT, count.to_string())], answer(is_healthy && count > 0, &body)).into_response()
 }
 
-/// Answers whether load balancers should send this node new connections to services.
+/// Answers whether load balancers should send this node new connections to services: not while it is
+/// about to go.
 async fn healthz(State(sources): State<Sources>) -> Response {
     let (health, is_healthy) = sources.look().await;
-    answer(is_healthy, &times(&health, is_healthy))
+    let mut body = times(&health, is_healthy);
+    body["nodeEligible"] = (!health.is_leaving).into();
+    answer(is_healthy && !health.is_leaving, &body)
 }
 
 /// Answers whether services are served, even while the node is about to go.

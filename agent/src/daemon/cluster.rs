@@ -31,6 +31,8 @@ pub(super) struct NodeLists {
     doubtful: Option<(Instant, Duration)>,
     /// Nodes that have no part in the pod network.
     skipped: BTreeMap<String, Skipped>,
+    /// Whether this node is about to go.
+    is_leaving: bool,
 }
 
 impl NodeLists {
@@ -45,6 +47,11 @@ impl NodeLists {
             *counts.entry(*reason).or_default() += 1;
             counts
         })
+    }
+
+    /// Returns whether this node is about to go, according to the last list with an entry for it.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving
     }
 
     /// Notes that no list can be read or used, with the reason.
@@ -93,9 +100,10 @@ impl NodeLists {
     ) -> bool {
         let own_name = state.config.node_name.clone();
         let own_record = list.records.iter().find(|record| record.name == own_name);
-        // Without an entry for this node, the list does not say that it has left its zone.
+        // Without an entry for this node, the list says nothing about these.
         if let Some(own) = own_record {
             state.model.zone.clone_from(&own.zone);
+            self.is_leaving = own.is_leaving;
         }
         let underlay = state.host.underlay(own_record.map_or(&[][..], |own| &own.internal_addresses));
         let (mut cluster, mut problems) = Cluster::from_records(&list.records, &own_name, &underlay);

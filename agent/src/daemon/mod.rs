@@ -349,7 +349,7 @@ impl Daemon {
             self.host.note_refusal();
         }
         self.health.tell(&mut self.state.conditions, &mut self.configuration);
-        self.services.tell_health(&self.state);
+        self.services.tell_health(&self.state, self.cluster.is_leaving());
     }
 
     fn counters(&self) -> Counters {

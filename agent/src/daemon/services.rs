@@ -143,16 +143,17 @@ impl Services {
 
     /// Publishes what load balancers may know, if it has changed.
     #[expect(clippy::disallowed_methods, reason = "operators read the time of day")]
-    pub(super) fn tell_health(&self, state: &State) {
+    pub(super) fn tell_health(&self, state: &State, is_leaving: bool) {
         let cuts_off = |condition: Condition<'_>| condition.name.severity().cuts_pods_off();
         let is_healthy =
             state.has_services && state.model.own.is_some() && !state.conditions.iter().any(cuts_off);
         self.health.send_if_modified(|told| {
-            let has_changed = told.is_healthy != is_healthy || told.checks != self.checks;
+            let has_changed =
+                told.is_healthy != is_healthy || told.is_leaving != is_leaving || told.checks != self.checks;
             if told.is_healthy && !is_healthy {
                 told.last_healthy = Timestamp::now();
             }
-            told.is_healthy = is_healthy;
+            (told.is_healthy, told.is_leaving) = (is_healthy, is_leaving);
             told.checks = Arc::clone(&self.checks);
             has_changed
         });

@@ -14,6 +14,9 @@ const INTERNAL_ADDRESS: &str = "InternalIP";
 /// The condition of a node that waits for its network to be set up.
 pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
+/// The taint of a node that the cluster's autoscaler is about to remove.
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The most entries of a list: four times the nodes of the largest clusters.
 const MAX_ENTRIES: usize = 20_000;
 
@@ -83,6 +86,7 @@ struct Metadata {
     name: String,
     uid: Option<String>,
     creation_timestamp: Option<String>,
+    deletion_timestamp: Option<String>,
     labels: Option<Labels>,
     annotations: Option<Annotations>,
 }
@@ -103,6 +107,12 @@ struct Spec {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
     unschedulable: Option<bool>,
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Taint {
+    key: String,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -162,6 +172,7 @@ impl TryFrom<NodeObject> for NodeRecord {
                     .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
             })
             .collect::<Result<_, _>>()?;
+        let taints = spec.taints.unwrap_or_default();
         let annotations = object.metadata.annotations;
         let labels = object.metadata.labels.unwrap_or_default();
         let of_kubelet = status.node_info.and_then(|info| info.operating_system);
@@ -174,6 +185,8 @@ impl TryFrom<NodeObject> for NodeRecord {
             internal_addresses,
             operating_system: of_kubelet.filter(|system| !system.is_empty()).or(labels.operating_system),
             zone: labels.zone.filter(|zone| !zone.is_empty()),
+            is_leaving: object.metadata.deletion_timestamp.is_some()
+                || taints.iter().any(|taint| taint.key == LEAVING),
             network_unavailable: status
                 .conditions
                 .unwrap_or_default()
@@ -194,6 +207,7 @@ impl From<&NodeRecord> for NodeObject {
                 name: record.name.clone(),
                 uid: record.uid.clone(),
                 creation_timestamp: record.created.clone(),
+                deletion_timestamp: None,
                 labels: record.zone.clone().map(|zone| Labels { zone: Some(zone), ..Labels::default() }),
                 annotations: record.flannel.as_ref().map(|lease| lease.annotations().clone()),
             },
@@ -201,6 +215,7 @@ impl From<&NodeRecord> for NodeObject {
                 pod_cidr: None,
                 pod_cidrs: Some(record.pod_networks.iter().map(ToString::to_string).collect()),
                 unschedulable: Some(record.cordoned),
+                taints: record.is_leaving.then(|| vec![Taint { key: LEAVING.into() }]),
             }),
             status: Some(Status {
                 addresses: Some(record.internal_addresses.iter().map(address).collect()),
@@ -249,6 +264,7 @@ mod tests {
             internal_addresses: vec!["10.200.0.2".parse().unwrap()],
             operating_system: Some("linux".into()),
             zone: Some("zone-a".into()),
+            is_leaving: true,
             network_unavailable: false,
             flannel,
         }
@@ -276,6 +292,21 @@ mod tests {
         for labels in [json!({ label: "" }), json!({}), json!(null)] {
             assert_eq!(zone(labels.clone()), None, "{labels}");
         }
+    }
+
+    #[test]
+    fn node_leaves_by_the_autoscalers_taint_or_deletion() {
+        let is_leaving = |metadata: serde_json::Value, taints: &[&str]| {
+            let taint = |key: &&str| json!({ "key": key, "value": "1", "effect": "NoSchedule" });
+            let taints: Vec<_> = taints.iter().map(taint).collect();
+            let node = json!({ "kind": "Node", "metadata": metadata, "spec": { "taints": taints } });
+            decode(&node.to_string(), String::new).unwrap().is_leaving
+        };
+        let named = || json!({ "name": "node1" });
+        assert!(is_leaving(named(), &["node.kubernetes.io/unschedulable", LEAVING]));
+        assert!(!is_leaving(named(), &["DeletionCandidateOfClusterAutoscaler"]));
+        let deleted = json!({ "name": "node1", "deletionTimestamp": "2026-11-02T00:00:00Z" });
+        assert!(is_leaving(deleted, &[]));
     }
 
     #[test]

@@ -146,6 +146,35 @@ fn node_is_unhealthy_while_its_pods_may_be_cut_off() {
 }
 
 #[test]
+fn leaving_node_gets_no_new_connections_but_lives() {
+    let lab = lab_with(Mode::Vxlan, &["--service-health-address", "0.0.0.0:10256"]);
+    let (node, api) = (lab.node(0), lab.api_server().unwrap());
+    let asked = |path| parts(&asked(lab.world(), node.address(), 10256, path));
+    let becomes = |status: u16| {
+        let is_it = || (asked("/healthz").0 == status).then_some(());
+        assert!(wait_until(is_it).is_some(), "{:?}\n{}", asked("/healthz"), node.agent_log_tail(20));
+        let (_, _, body) = asked("/healthz");
+        assert_eq!(body["nodeEligible"], status == 200);
+        assert_eq!(body["lastUpdated"], body["currentTime"], "it is healthy");
+        let (live, _, body) = asked("/livez");
+        assert_eq!((live, &body["nodeEligible"]), (200, &Value::Null));
+    };
+    becomes(200);
+    let whole = api.node(node.name()).unwrap();
+    let mut tainted = whole.clone();
+    tainted["spec"]["taints"] =
+        json!([{ "key": "ToBeDeletedByClusterAutoscaler", "value": "1764500000", "effect": "NoSchedule" }]);
+    let mut deleted = whole.clone();
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-30T12:00:00Z".into();
+    for leaving in [tainted, deleted] {
+        api.put(leaving);
+        becomes(503);
+        api.put(whole.clone());
+        becomes(200);
+    }
+}
+
+#[test]
 fn beside_kube_proxy_its_ports_are_left_alone() {
     let lab = lab(Mode::Vxlan);
     let node = lab.node(0);

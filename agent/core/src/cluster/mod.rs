@@ -47,6 +47,9 @@ pub struct NodeRecord {
     pub operating_system: Option<String>,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
+    /// Whether it is about to go: it has the taint `ToBeDeletedByClusterAutoscaler`, or is being
+    /// deleted.
+    pub is_leaving: bool,
     /// Whether the condition `NetworkUnavailable` is true. A cloud provider sets it until the
     /// node's network is set up.
     pub network_unavailable: bool,
