@@ -61,7 +61,7 @@ fn load_balancers_learn_which_nodes_have_endpoints() {
     let (node, other, api) = (lab.node(0), lab.node(1), lab.api_server().unwrap());
     let pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
     let with = |family, ready: [bool; 2]| {
-        let mut slice = slice("web", &[&pods[0], &pods[1]], family);
+        let mut slice = slice("web", &[0, 1].map(|pod: usize| pods[pod].addresses()[family]), family);
         for (endpoint, ready) in ready.into_iter().enumerate() {
             slice["endpoints"][endpoint]["nodeName"] = node.name().into();
             slice["endpoints"][endpoint]["conditions"]["ready"] = ready.into();
