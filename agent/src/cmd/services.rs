@@ -99,8 +99,9 @@ impl Row for Frontend {
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
     options.common.printing.repeat(|printing| {
-        let view = View::open(&options.common.folders)?;
-        let mut rows = rows(&view, told(&options.common.folders.place)?);
+        // The agent answers after it has written the tables: read later, they hold what it tells.
+        let told = told(&options.common.folders.place)?;
+        let mut rows = rows(&View::open(&options.common.folders)?, told);
         rows.retain(|row| options.admit(row));
         Ok(output::print(&rows, printing.output)?)
     })

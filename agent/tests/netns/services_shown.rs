@@ -41,8 +41,9 @@ fn services_are_shown_with_who_serves_them_and_why() {
         api.put(object);
     }
     let shown = |arguments: &[&str]| rows(node, &[&["services"], arguments].concat());
-    // The agent takes objects that come together as one change.
-    let all = wait_until(|| Some(shown(&["--family", "ipv4"])).filter(|rows| rows.len() == 5)).unwrap();
+    // The agent may take the objects as several changes.
+    let are_all = |rows: &Vec<Value>| rows.len() == 5 && json!(rows).to_string().contains("not-ready");
+    let all = wait_until(|| Some(shown(&["--family", "ipv4"])).filter(are_all)).unwrap();
     let services = ["default/empty", "default/sticky", "default/web", "default/web", "default/web"];
     assert_eq!(column(&all, "service"), services);
     let kinds = ["cluster-ip", "cluster-ip", "cluster-ip", "node-port", "cluster-ip"];
