@@ -628,9 +628,12 @@ pub struct Service {
     pub id: u64,
     /// Number of its backends, at least 1.
     pub backends: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// `SERVICE_*` bits.
+    pub flags: u32,
 }
+
+/// [`Service::flags`]: the programs serve the service to pods, but not to this node's own processes.
+pub const SERVICE_NOT_FOR_PROCESSES: u32 = 1;
 
 /// `BACKENDS`: the key of one backend of a list.
 #[repr(C)]

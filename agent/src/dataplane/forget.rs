@@ -137,7 +137,7 @@ mod tests {
         let region = |text| epoch::region(&address(text));
         let (known, new) = (Some(endpoint(4)), endpoint(5));
         let nothing: Vec<u16> = Vec::new();
-        let service = abi::Service { list: 7, id: 1 << 40, backends: 1, reserved: 0 };
+        let service = abi::Service { list: 7, id: 1 << 40, backends: 1, flags: 0 };
         let serving = abi::ServingKey {
             service: service.id,
             address: backend.address,

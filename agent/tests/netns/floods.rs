@@ -169,7 +169,7 @@ fn marked(node: &Node, address: IpAddr) -> bool {
 }
 
 /// Returns the address in a dumped map.
-pub fn addressed(dumped: &Value) -> IpAddr {
+fn addressed(dumped: &Value) -> IpAddr {
     let bytes = dumped["bytes"].as_array().unwrap().iter().map(|byte| byte.as_u64().unwrap() as u8);
     let octets: [u8; 16] = bytes.collect::<Vec<_>>().try_into().unwrap();
     Ipv6Addr::from(octets).to_canonical()

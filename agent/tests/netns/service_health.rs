@@ -180,7 +180,7 @@ fn beside_kube_proxy_its_ports_are_left_alone() {
     let node = lab.node(0);
     let taken = listen(node, (Ipv4Addr::UNSPECIFIED, PORT));
     lab.api_server().unwrap().put(balanced(0x3c));
-    crate::services::put(&lab, "other", 0x3d, &[&node.add_pod("pod").unwrap()], 2);
+    crate::services::put(&lab, "other", 0x3d, &[&node.add_pod("pod").unwrap()], crate::services::ENTRIES);
     drop(taken);
     for port in [PORT, 10256] {
         for address in node.addresses() {

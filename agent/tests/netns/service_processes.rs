@@ -68,7 +68,7 @@ fn add_by_hand(node: &Node, at: SocketAddr, backend: IpAddr) {
     let (address, port) = (at.ip().into(), Be16::new(at.port()));
     let frontend = Frontend { address, port, protocol: protocol::UDP, reserved: 0 };
     let mut services = table(node, maps::SERVICES);
-    services.insert(frontend, Service { list, id: 1, backends: 1, reserved: 0 }, 0).unwrap();
+    services.insert(frontend, Service { list, id: 1, backends: 1, flags: 0 }, 0).unwrap();
 }
 
 /// Returns the number of entries about redirected sockets.
@@ -350,6 +350,27 @@ fn host_port_comes_first_and_own_addresses_may_be_services() {
             let server = udp(pod, (any, POD_PORT));
             client.send_to(b"question", to).unwrap();
             assert_eq!(answered(&client, &server), to);
+        }
+    }
+}
+
+/// The agent may reach the API server by this service, and must not depend on its own tables.
+#[test]
+fn the_api_servers_service_is_not_for_processes() {
+    let lab = lab(Mode::Vxlan);
+    let node = lab.node(0);
+    let (client, server) = (node.add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
+    put(&lab, "kubernetes", 0x43, &[&server], ENTRIES);
+    put(&lab, "other", 0x44, &[&server], 2 * ENTRIES);
+    for family in [0, 1] {
+        for (last, is_redirected) in [(0x43, false), (0x44, true)] {
+            let address = service(last)[family];
+            traffic::tcp_exchange_on(&client, &server, route(address), 1 << 10).unwrap();
+            let socket = udp(node, (unspecified(address), 0));
+            // Without the programs, there may be no route to the address.
+            let _ = socket.connect((address, SERVICE_PORT));
+            let redirected = node.map_dump(maps::REDIRECTED_SOCKETS).unwrap();
+            assert_eq!(!redirected.as_array().unwrap().is_empty(), is_redirected, "{address}: {redirected}");
         }
     }
 }

@@ -7,7 +7,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Mode, Node, Pod};
 
 use crate::service::service;
-use crate::services::{POD_PORT, SERVICE_PORT, lab, put, slice};
+use crate::services::{ENTRIES, POD_PORT, SERVICE_PORT, lab, put, slice};
 use crate::sockets::wait_until;
 use crate::sweep::metric;
 
@@ -27,7 +27,7 @@ fn hints_count_from_when_the_node_has_their_zone() {
     let (node, api) = (lab.node(0), lab.api_server().unwrap());
     let client = node.add_pod("client").unwrap();
     let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-    put(&lab, "web", 0x38, &[&near, &far], 2);
+    put(&lab, "web", 0x38, &[&near, &far], ENTRIES);
     for family in 0..2 {
         let mut hinted = slice("web", &[&near, &far].map(|pod| pod.addresses()[family]), family);
         for (endpoint, zone) in [(0, "zone-a"), (1, "zone-b")] {
@@ -35,7 +35,7 @@ fn hints_count_from_when_the_node_has_their_zone() {
         }
         api.put(hinted);
     }
-    has_backends(node, 4);
+    has_backends(node, 8);
     let zone = |zone: Option<&str>| {
         let mut object = api.node(node.name()).unwrap();
         object["metadata"]["labels"][ZONE] = json!(zone);
@@ -49,7 +49,7 @@ fn hints_count_from_when_the_node_has_their_zone() {
     };
     for (name, server) in [("zone-a", &near), ("zone-b", &far)] {
         zone(Some(name));
-        has_backends(node, 2);
+        has_backends(node, 4);
         // The zones change places: the number of backends does not say which they are.
         let goes_there = || {
             let list = node.map_dump("BACKENDS").unwrap().to_string().replace(['\n', ' '], "");
@@ -59,7 +59,7 @@ fn hints_count_from_when_the_node_has_their_zone() {
         reach(server);
         assert_eq!(
             metric(lab.node(1), "podwire_table_entries{table=\"BACKENDS\"}"),
-            "4",
+            "8",
             "of the other node"
         );
     }
@@ -69,9 +69,9 @@ fn hints_count_from_when_the_node_has_their_zone() {
     assert!(wait_until(|| saved().contains("zone-b").then_some(())).is_some(), "{}", saved());
     api.stop();
     node.restart_agent().unwrap();
-    has_backends(node, 2);
+    has_backends(node, 4);
     reach(&far);
     api.start().unwrap();
     zone(None);
-    has_backends(node, 4);
+    has_backends(node, 8);
 }

@@ -119,9 +119,9 @@ fn instructions() -> BTreeMap<String, BTreeMap<String, u64>> {
 }
 
 /// Returns a node with all parts of the programs. The verifier removes code that the configuration
-/// rules out, so `netns_cookie` must not be 0 here.
+/// rules out, so `netns_cookie` and `services` must not be 0 here.
 pub fn with_all_parts(mode: Mode) -> Fixture {
-    Fixture::with_config(mode, |config| abi::Config { netns_cookie: 1, ..*config })
+    Fixture::with_config(mode, |config| abi::Config { netns_cookie: 1, services: 1, ..*config })
 }
 
 impl BuiltBy {

@@ -102,7 +102,7 @@ pub fn why_not(
 pub struct Places {
     /// The podCIDRs of all nodes, sorted. They do not overlap.
     pod_networks: Vec<IpNet>,
-    /// InternalIPs of all nodes.
+    /// InternalIPs of all nodes, and all addresses of this node's links.
     nodes: BTreeSet<IpAddr>,
 }
 
@@ -112,7 +112,10 @@ impl Places {
         let nodes = || model.own.iter().chain(model.remote.values());
         let mut pod_networks: Vec<_> = nodes().flat_map(|node| &node.pod_networks).copied().collect();
         pod_networks.sort_unstable();
-        Self { pod_networks, nodes: nodes().flat_map(Node::addresses).collect() }
+        // A link may have a service's address: NodeLocal DNSCache listens there.
+        let of_links = model.uplinks().flat_map(|uplink| &uplink.addresses).chain(&model.other_addresses);
+        let nodes = nodes().flat_map(Node::addresses).chain(of_links.copied()).collect();
+        Self { pod_networks, nodes }
     }
 
     fn contain(&self, address: IpAddr) -> bool {
@@ -145,7 +148,7 @@ fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Fron
         reserved: 0,
     };
     let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-    slice.tables.services.insert(key, abi::Service { list, id, backends, reserved: 0 });
+    slice.tables.services.insert(key, abi::Service { list, id, backends, flags: flags_of(name) });
 }
 
 type Entry = (Addr, Be16);
@@ -160,6 +163,14 @@ fn number_of(transport: Protocol) -> u8 {
         Protocol::Udp => protocol::UDP,
         Protocol::Sctp => protocol::SCTP,
     }
+}
+
+/// Returns the flags of a service. The agent itself may reach the API server by its service. If the API
+/// server moved while the agent has no connection, tables that only the agent renews would keep the
+/// agent away from it for ever.
+fn flags_of(name: &ServiceName) -> u32 {
+    let is_api_server = name.namespace == "default" && name.name == "kubernetes";
+    if is_api_server { abi::SERVICE_NOT_FOR_PROCESSES } else { 0 }
 }
 
 /// What tells the ports of a service apart.
