@@ -343,7 +343,9 @@ fn datagrams_keep_a_backend_while_it_serves() {
         serve_beside(&mut node, &[other], &[later]);
         assert_eq!(send(&node), other.into(), "{what}: it serves no longer");
         serve(&mut node, &[]);
-        assert_eq!(send(&node), other.into(), "{what}: nothing serves, so the flow stays as it is");
+        let expect = Expect::Stack(Path::ToStack, asked.clone());
+        node.check(&format!("{what}: nothing serves"), FROM_POD, link, &asked, expect);
+        assert_eq!(node.translations().len(), 0, "{what}: kube-proxy refuses the flow");
         serve(&mut node, &[backend]);
         assert_eq!(send(&node), backend.into(), "{what}: it serves again");
     }

@@ -68,7 +68,7 @@ fn choose<I: Ip>(packet: &Parsed<I>) -> Option<(&'static Service, &'static Backe
 /// - so does a SYN when the service has other backends now;
 /// - a datagram whose backend no longer serves.
 ///
-/// A service that has no backends at all leaves its flows as they are.
+/// If the programs no longer serve the service, the packet goes to the stack.
 #[inline(never)]
 fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
     if packet.is_error || !packet.begins_flow() {
@@ -78,10 +78,14 @@ fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
         return true;
     }
     let Some(service) = at(packet) else {
-        return false;
+        return true;
     };
-    // For TCP there is nothing in the table.
-    half.list != service.list as u32 && !maps::is_serving(service, &half.destination, half.destination_port)
+    if half.list == service.list as u32 {
+        return false;
+    }
+    // A flow of TCP has no slot. The address may be another service's now.
+    half.service != epoch::service(service.id)
+        || !maps::is_serving(service, &half.destination, half.destination_port)
 }
 
 /// Returns the service at the packet's destination.
