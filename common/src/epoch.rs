@@ -12,7 +12,7 @@ use crate::addr::Addr;
 
 /// Slots in `EPOCHS`.
 pub const EPOCH_SLOTS: usize = 4096;
-/// The slot that every known flow holds.
+/// Stands for all slots: a change of it changes each of them.
 pub const ALL_FLOWS: u16 = 0;
 /// Slots of a known flow. A flow that needs fewer has [`ALL_FLOWS`] in the others.
 pub const FLOW_SLOTS: usize = 4;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use podwire_common::epoch::{self, ALL_FLOWS, GENERATION_AGENT};
+use podwire_common::epoch::{self, ALL_FLOWS, EPOCH_SLOTS, GENERATION_AGENT};
 use podwire_core::change::Change;
 use podwire_core::slice::TableChange;
 
@@ -88,8 +88,13 @@ impl Maps {
     /// with the new epochs.
     fn change_epochs(&self, slots: &BTreeSet<u16>) {
         self.generation.of(GENERATION_AGENT).fetch_add(1, Ordering::SeqCst);
-        for slot in slots {
-            self.epochs.of(usize::from(*slot)).fetch_add(1, Ordering::SeqCst);
+        let change = |slot| {
+            self.epochs.of(slot).fetch_add(1, Ordering::SeqCst);
+        };
+        if slots.contains(&ALL_FLOWS) {
+            (0..EPOCH_SLOTS).for_each(change);
+        } else {
+            slots.iter().copied().map(usize::from).for_each(change);
         }
     }
 }
