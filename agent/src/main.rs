@@ -215,6 +215,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let service_health_address = config.service_health_address;
     let (node_name, state_dir) = (config.node_name.clone(), config.places.state_dir.clone());
     let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
+    daemon.note_api_server(api.as_ref().and_then(|server| server.address()));
 
     let server = ListeningSocket::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);

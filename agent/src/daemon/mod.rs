@@ -19,6 +19,7 @@ mod state;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -154,6 +155,11 @@ impl Daemon {
         self.host.replace_programs(state, pods).await?;
         self.health.look_at_firewall(state);
         Ok(())
+    }
+
+    /// Notes where the agent asks the API server. Call it before there are services.
+    pub fn note_api_server(&mut self, address: Option<SocketAddr>) {
+        self.state.model.api_server = address;
     }
 
     /// Returns a receiver that gets the readiness now and after every change.

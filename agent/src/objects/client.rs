@@ -1,6 +1,6 @@
 //! The connection to the API server.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -160,6 +160,14 @@ impl Server {
     /// Returns the server's address, for messages.
     pub(super) fn url(&self) -> String {
         self.current().url.clone()
+    }
+
+    /// Returns the server's address and port, unless it has a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let url: http::Uri = self.url().parse().ok()?;
+        let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
+        let usual = if url.scheme_str() == Some("http") { 80 } else { 443 };
+        Some(SocketAddr::new(host, url.port_u16().unwrap_or(usual)))
     }
 
     /// Returns a client for the objects of one kind. It reports to `answered` whenever the server

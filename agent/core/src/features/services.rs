@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podwire_common::abi;
@@ -27,7 +27,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
         for port in ports {
             for frontend in &port.frontends {
                 if why_not(&model.services, &places, name, port, frontend).is_none() {
-                    add(&mut slice, name, port, frontend);
+                    add(&mut slice, name, port, frontend, flags_of(model, name, frontend));
                 }
             }
         }
@@ -84,7 +84,9 @@ pub fn why_not(
     let backends = port.backends(frontend.inside);
     match () {
         () if frontend.kind == FrontendKind::NodePort => Some(NotServed::InCluster),
-        () if places.contain(frontend.address) => Some(NotServed::InCluster),
+        () if frontend.address.is_loopback() || places.contain(frontend.address) => {
+            Some(NotServed::InCluster)
+        }
         () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
         () if !frontend.source_ranges.is_empty() => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
@@ -102,7 +104,7 @@ pub fn why_not(
 pub struct Places {
     /// The podCIDRs of all nodes, sorted. They do not overlap.
     pod_networks: Vec<IpNet>,
-    /// InternalIPs of all nodes, and all addresses of this node's links.
+    /// InternalIPs of the other nodes, and all addresses of this node's links.
     nodes: BTreeSet<IpAddr>,
 }
 
@@ -114,7 +116,8 @@ impl Places {
         pod_networks.sort_unstable();
         // A link may have a service's address: NodeLocal DNSCache listens there.
         let of_links = model.uplinks().flat_map(|uplink| &uplink.addresses).chain(&model.other_addresses);
-        let nodes = nodes().flat_map(Node::addresses).chain(of_links.copied()).collect();
+        // Of this node, only addresses that it has: a provider may translate its InternalIP (NAT).
+        let nodes = model.remote.values().flat_map(Node::addresses).chain(of_links.copied()).collect();
         Self { pod_networks, nodes }
     }
 
@@ -125,7 +128,7 @@ impl Places {
     }
 }
 
-fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Frontend) {
+fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Frontend, flags: u32) {
     let backends: BTreeSet<_> =
         port.backends(frontend.inside).iter().map(|backend| entry(*backend)).collect();
     let (list, id) = (number((name, port_of(port), &backends)), number((name, port_of(port))));
@@ -148,7 +151,7 @@ fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Fron
         reserved: 0,
     };
     let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-    slice.tables.services.insert(key, abi::Service { list, id, backends, flags: flags_of(name) });
+    slice.tables.services.insert(key, abi::Service { list, id, backends, flags });
 }
 
 type Entry = (Addr, Be16);
@@ -165,12 +168,13 @@ fn number_of(transport: Protocol) -> u8 {
     }
 }
 
-/// Returns the flags of a service. The agent itself may reach the API server by its service. If the API
-/// server moved while the agent has no connection, tables that only the agent renews would keep the
-/// agent away from it for ever.
-fn flags_of(name: &ServiceName) -> u32 {
-    let is_api_server = name.namespace == "default" && name.name == "kubernetes";
-    if is_api_server { abi::SERVICE_NOT_FOR_PROCESSES } else { 0 }
+/// Returns the flags of a frontend. The agent itself may reach the API server by it. If the API server
+/// moved while the agent has no connection, tables that only the agent renews would keep the agent
+/// away from it for ever.
+fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
+    let is_kubernetes = name.namespace == "default" && name.name == "kubernetes";
+    let is_asked = model.api_server == Some(SocketAddr::new(frontend.address, frontend.port.get()));
+    if is_kubernetes || is_asked { abi::SERVICE_NOT_FOR_PROCESSES } else { 0 }
 }
 
 /// What tells the ports of a service apart.
@@ -185,4 +189,108 @@ fn number(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::model::Mode;
+    use crate::services::Answer;
+
+    const BALANCER: [u8; 4] = [192, 0, 2, 1];
+
+    fn name(name: &str) -> ServiceName {
+        ServiceName { namespace: "default".into(), name: name.into() }
+    }
+
+    /// Returns a port of a service with a frontend and a backend.
+    fn port(kind: FrontendKind, address: [u8; 4], backend: [u8; 4]) -> ServedPort {
+        let port = NonZeroU16::new(6443).unwrap();
+        let frontend = Frontend {
+            address: address.into(),
+            port,
+            kind,
+            inside: Answer::Cluster,
+            outside: None,
+            keeps_client_address: false,
+            source_ranges: Vec::new(),
+        };
+        ServedPort {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            affinity: None,
+            cluster: vec![Backend { address: backend.into(), port, is_local: false }],
+            local: Vec::new(),
+            serving: Vec::new(),
+            frontends: vec![frontend],
+        }
+    }
+
+    fn model() -> Model {
+        let mut model = Model::new(Mode::Vxlan, None);
+        let node = |number: u8| Node {
+            name: format!("node{number}"),
+            uid: None,
+            pod_networks: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+            internal_addresses: vec![IpAddr::from([10, 200, 0, number])],
+            cordoned: false,
+            vtep_macs: std::collections::BTreeMap::new(),
+        };
+        model.own = Some(node(1));
+        model.remote.insert("node2".into(), node(2));
+        model
+    }
+
+    #[test]
+    fn what_the_agent_asks_the_api_server_by_is_not_for_processes() {
+        let mut model = model();
+        let external = port(FrontendKind::ExternalIp, BALANCER, [10, 244, 2, 2]);
+        model.services.set(
+            &name("kubernetes"),
+            Some(vec![port(FrontendKind::ClusterIp, [10, 96, 0, 1], [10, 200, 0, 2])]),
+        );
+        model.services.set(&name("web"), Some(vec![external]));
+        let flags = |model: &Model| -> Vec<_> {
+            let slice = desired(model, Scope::All);
+            slice.tables.services.values().map(|service| service.flags).collect()
+        };
+        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0]);
+        model.api_server = Some((IpAddr::from(BALANCER), 6444).into());
+        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0], "another port");
+        model.api_server = Some((IpAddr::from(BALANCER), 6443).into());
+        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES; 2]);
+    }
+
+    #[test]
+    fn only_addresses_in_reach_of_the_programs_are_served() {
+        let mut model = model();
+        let places = |model: &Model, address: [u8; 4], backend| {
+            let mut services = ServedServices::default();
+            let port = port(FrontendKind::ExternalIp, address, backend);
+            services.set(&name("web"), Some(vec![port.clone()]));
+            why_not(&services, &Places::of(model), &name("web"), &port, &port.frontends[0])
+        };
+        let pod = [10, 244, 2, 2];
+        let table = [
+            (BALANCER, pod, None),
+            (BALANCER, [10, 200, 0, 2], None),
+            (BALANCER, [198, 51, 100, 1], Some(NotServed::BackendOutside)),
+            // A provider translates this node's InternalIP: no link has it.
+            (BALANCER, [10, 200, 0, 1], Some(NotServed::BackendOutside)),
+            ([10, 200, 0, 2], pod, Some(NotServed::InCluster)),
+            ([10, 244, 1, 9], pod, Some(NotServed::InCluster)),
+            ([127, 0, 0, 1], pod, Some(NotServed::InCluster)),
+            ([169, 254, 20, 10], pod, None),
+        ];
+        for (address, backend, expected) in table {
+            assert_eq!(places(&model, address, backend), expected, "{address:?} {backend:?}");
+        }
+        // NodeLocal DNSCache puts the service's address on a link.
+        model.other_addresses = [[10, 200, 0, 1], [169, 254, 20, 10]].map(IpAddr::from).into();
+        assert_eq!(places(&model, BALANCER, [10, 200, 0, 1]), None);
+        assert_eq!(places(&model, [169, 254, 20, 10], pod), Some(NotServed::InCluster));
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use podwire_common::addr::Mac;
@@ -61,6 +61,8 @@ pub struct Model {
     pub policies: Vec<Policy>,
     /// What this node serves of each Service. Empty with `--services off`.
     pub services: ServedServices,
+    /// Where the agent asks the API server, if that is an address.
+    pub api_server: Option<SocketAddr>,
 }
 
 impl Model {
@@ -85,6 +87,7 @@ impl Model {
             non_masquerade: BTreeSet::new(),
             policies: Vec::new(),
             services: ServedServices::default(),
+            api_server: None,
         }
     }
 
