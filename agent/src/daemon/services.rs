@@ -16,7 +16,7 @@ use tracing::error;
 
 use super::host::Upkeep;
 use super::state::State;
-use crate::conditions::{Condition, ConditionName, Conditions};
+use crate::conditions::{Condition, ConditionName, Conditions, Severity};
 use crate::events::ServiceHealth;
 use crate::frontends::Snapshot;
 
@@ -144,7 +144,8 @@ impl Services {
     /// Publishes what load balancers may know, if it has changed.
     #[expect(clippy::disallowed_methods, reason = "operators read the time of day")]
     pub(super) fn tell_health(&self, state: &State, is_leaving: bool) {
-        let cuts_off = |condition: Condition<'_>| condition.name.severity().cuts_pods_off();
+        // Not for a failed write: one service too many for the tables must not take all nodes away.
+        let cuts_off = |condition: Condition<'_>| condition.name.severity() == Severity::CutOff;
         let is_healthy =
             state.has_services && state.model.own.is_some() && !state.conditions.iter().any(cuts_off);
         self.health.send_if_modified(|told| {
