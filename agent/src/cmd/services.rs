@@ -6,6 +6,7 @@ use clap::Args;
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
+use podwire_core::features::NotServed;
 
 use super::Error;
 use super::output::{self, Row};
@@ -130,7 +131,9 @@ fn rows(view: &View, told: Vec<Frontend>) -> Vec<Frontend> {
     let mut served = view.tables.services.clone();
     let mut rows = told;
     for row in &mut rows {
-        match key(row).and_then(|key| served.remove(&key)) {
+        // The entry at this address is the other service's.
+        let is_other = row.because.as_deref() == Some(NotServed::OtherService.name());
+        match key(row).filter(|_| !is_other).and_then(|key| served.remove(&key)) {
             Some(service) => row.set_served(service.list),
             None if row.because.is_none() => row.set_left(NOT_WRITTEN),
             None => {}
