@@ -202,7 +202,8 @@ fn policies(service: &Service, kind: FrontendKind) -> (TrafficPolicy, Option<Tra
 
 /// Returns the addresses and ports of a Service's port in a family. If one has several kinds, the
 /// last one counts, as in kube-proxy: an external IP that is also the load balancer's has the
-/// load balancer's source ranges.
+/// load balancer's source ranges. A ClusterIP stays one: otherwise another service could take it
+/// ([`super::ServedServices`]).
 fn addresses(
     service: &Service,
     port: &ServicePort,
@@ -217,11 +218,11 @@ fn addresses(
         let addresses = addresses.iter().filter(|address| Family::of(**address) == family);
         addresses.map(|address| ((*address, port.port), kind)).collect::<Vec<_>>()
     };
-    let all = of_kind(&service.cluster_ips, FrontendKind::ClusterIp)
+    let all = node_port
         .into_iter()
-        .chain(node_port)
         .chain(of_kind(&service.external_ips, FrontendKind::ExternalIp))
-        .chain(of_kind(&service.load_balancer_ips, FrontendKind::LoadBalancer));
+        .chain(of_kind(&service.load_balancer_ips, FrontendKind::LoadBalancer))
+        .chain(of_kind(&service.cluster_ips, FrontendKind::ClusterIp));
     all.collect()
 }
 
