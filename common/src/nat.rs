@@ -139,7 +139,8 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
         protocol::TCP if is_closed(state) => CLOSED_TIMEOUT,
         protocol::TCP if is_open(state) => 7440,
         protocol::TCP if is_established => 240,
-        protocol::UDP | protocol::UDP_LITE if is_established => 120,
+        // Two seconds more than two minutes: `last_seen` may be older than the last packet.
+        protocol::UDP | protocol::UDP_LITE if is_established => 122,
         protocol::UDP | protocol::UDP_LITE => 30,
         protocol::ICMP | protocol::ICMPV6 => 60,
         // SCTP sends heartbeats every 30 s. GRE and ESP tunnels may be idle for minutes.
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!((answered, timeout(answered)), (STATE_REPLIED, 30));
         assert_eq!(timeout(udp(answered, true)), 30);
         let established = udp(answered, false);
-        assert_eq!(timeout(established), 120);
+        assert_eq!(timeout(established), 122);
         let pressed = |state| idle_timeout_under_pressure(state, protocol::UDP);
         assert_eq!((pressed(answered), pressed(established)), (5, 30));
     }
