@@ -8,9 +8,10 @@ use super::{BACKENDS, SERVICES, SERVING};
 
 /// Returns the service that answers at an address and port.
 #[inline(always)]
-pub fn service(at: &Frontend) -> Option<&'static Service> {
+pub fn service(address: &Addr, port: Be16, protocol: u8) -> Option<&'static Service> {
+    let frontend = Frontend { address: *address, port, protocol, reserved: 0 };
     // SAFETY: a map element; see `endpoint`.
-    unsafe { SERVICES.get(at) }
+    unsafe { SERVICES.get(frontend) }
 }
 
 /// Returns a random backend of a service. `None`: the agent has just removed the list, because the

@@ -6,9 +6,7 @@
 //! namespace: a pod's 127.0.0.1 is its own. They never refuse a call.
 
 use podwire_common::{
-    abi::{
-        Backend, Frontend, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES, SOCKET_ASKED, Service, SocketAddress,
-    },
+    abi::{Backend, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES, SOCKET_ASKED, Service, SocketAddress},
     addr::{Addr, Be16},
     nat,
     reason::Path,
@@ -144,8 +142,8 @@ fn service_at(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
     if !maps::has_services() {
         return None;
     }
-    let at = Frontend { address: asked.address, port: asked.port, protocol, reserved: 0 };
-    maps::service(&at).filter(|service| service.flags & SERVICE_NOT_FOR_PROCESSES == 0)
+    maps::service(&asked.address, asked.port, protocol)
+        .filter(|service| service.flags & SERVICE_NOT_FOR_PROCESSES == 0)
 }
 
 /// Counts a call for a service by a socket that is bound to a loopback address.

@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Backend, Endpoint, Frontend, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
+        Backend, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
         TRANSLATION_SERVICE, Translation,
     },
     epoch,
@@ -93,12 +93,7 @@ fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
 #[inline(never)]
 fn at<I: Ip>(packet: &Parsed<I>) -> Option<&'static Service> {
     let flow = &packet.flow;
-    maps::service(&Frontend {
-        address: flow.destination,
-        port: flow.destination_port,
-        protocol: flow.protocol,
-        reserved: 0,
-    })
+    maps::service(&flow.destination, flow.destination_port, flow.protocol)
 }
 
 /// Returns whether a packet is the answer to a pod's packet to a service.
