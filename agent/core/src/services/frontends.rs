@@ -126,6 +126,34 @@ impl ServedPort {
     }
 }
 
+#[cfg(test)]
+impl ServedPort {
+    /// A port 80 of TCP over IPv4, for tests: its frontends, and the backends that all of them have.
+    pub fn example(frontends: &[(FrontendKind, IpAddr)], backends: &[IpAddr]) -> Self {
+        let port = NonZeroU16::new(80).unwrap();
+        let frontend = |(kind, address): &(FrontendKind, IpAddr)| Frontend {
+            address: *address,
+            port,
+            kind: *kind,
+            inside: Answer::Cluster,
+            outside: None,
+            keeps_client_address: false,
+            source_ranges: Vec::new(),
+        };
+        let backend = |address: &IpAddr| Backend { address: *address, port, is_local: false };
+        Self {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            affinity: None,
+            cluster: backends.iter().map(backend).collect(),
+            local: Vec::new(),
+            serving: Vec::new(),
+            frontends: frontends.iter().map(frontend).collect(),
+        }
+    }
+}
+
 /// Returns what this node serves of a Service: each port in each family of its ClusterIPs. A family
 /// without a ClusterIP has no frontends of another kind either.
 ///

@@ -81,33 +81,15 @@ fn places(port: &ServedPort) -> impl Iterator<Item = (Place, FrontendKind)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
-    use crate::services::Answer;
 
     fn name(name: &str) -> ServiceName {
         ServiceName { namespace: "default".into(), name: name.into() }
     }
 
     fn port(frontends: &[(FrontendKind, u8)]) -> ServedPort {
-        let frontend = |(kind, last): &(FrontendKind, u8)| Frontend {
-            address: [192, 0, 2, *last].into(),
-            port: NonZeroU16::new(80).unwrap(),
-            kind: *kind,
-            inside: Answer::Refused,
-            outside: None,
-            keeps_client_address: false,
-            source_ranges: Vec::new(),
-        };
-        ServedPort {
-            name: String::new(),
-            protocol: Protocol::Tcp,
-            family: Family::V4,
-            affinity: None,
-            cluster: Vec::new(),
-            local: Vec::new(),
-            serving: Vec::new(),
-            frontends: frontends.iter().map(frontend).collect(),
-        }
+        let frontends: Vec<_> =
+            frontends.iter().map(|(kind, last)| (*kind, IpAddr::from([192, 0, 2, *last]))).collect();
+        ServedPort::example(&frontends, &[])
     }
 
     fn names<const N: usize>(names: [&str; N]) -> BTreeSet<ServiceName> {
