@@ -82,11 +82,9 @@ pub fn why_not(
     frontend: &Frontend,
 ) -> Option<NotServed> {
     let backends = port.backends(frontend.inside);
+    let is_of_node = frontend.kind == FrontendKind::NodePort || frontend.address.is_loopback();
     match () {
-        () if frontend.kind == FrontendKind::NodePort => Some(NotServed::InCluster),
-        () if frontend.address.is_loopback() || places.contain(frontend.address) => {
-            Some(NotServed::InCluster)
-        }
+        () if is_of_node || places.contain(frontend.address) => Some(NotServed::InCluster),
         () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
         () if !frontend.source_ranges.is_empty() => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
@@ -193,11 +191,8 @@ fn number(of: impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU16;
-
     use super::*;
     use crate::model::Mode;
-    use crate::services::Answer;
 
     const BALANCER: [u8; 4] = [192, 0, 2, 1];
 
@@ -207,26 +202,7 @@ mod tests {
 
     /// Returns a port of a service with a frontend and a backend.
     fn port(kind: FrontendKind, address: [u8; 4], backend: [u8; 4]) -> ServedPort {
-        let port = NonZeroU16::new(6443).unwrap();
-        let frontend = Frontend {
-            address: address.into(),
-            port,
-            kind,
-            inside: Answer::Cluster,
-            outside: None,
-            keeps_client_address: false,
-            source_ranges: Vec::new(),
-        };
-        ServedPort {
-            name: String::new(),
-            protocol: Protocol::Tcp,
-            family: Family::V4,
-            affinity: None,
-            cluster: vec![Backend { address: backend.into(), port, is_local: false }],
-            local: Vec::new(),
-            serving: Vec::new(),
-            frontends: vec![frontend],
-        }
+        ServedPort::example(&[(kind, address.into())], &[backend.into()])
     }
 
     fn model() -> Model {
@@ -258,9 +234,9 @@ mod tests {
             slice.tables.services.values().map(|service| service.flags).collect()
         };
         assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0]);
-        model.api_server = Some((IpAddr::from(BALANCER), 6444).into());
+        model.api_server = Some((IpAddr::from(BALANCER), 81).into());
         assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0], "another port");
-        model.api_server = Some((IpAddr::from(BALANCER), 6443).into());
+        model.api_server = Some((IpAddr::from(BALANCER), 80).into());
         assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES; 2]);
     }
 
