@@ -23,7 +23,7 @@ use super::maps::Maps;
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
 /// | `FRONTENDS` | never: for a node's own address the programs learn only replies, which depend on their translations | |
 /// | `SERVICES` | a known destination is not a service's address | new: the address's region |
-/// | | a UDP flow goes on while its backend serves, or no backend does | the service |
+/// | | a UDP flow goes on while its backend serves | the service |
 /// | `SERVING` | a UDP flow goes on while its backend serves | removed: the service |
 /// | `BACKENDS` | never: a service's list does not change, and a flow keeps its backend | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
