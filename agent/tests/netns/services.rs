@@ -9,7 +9,7 @@ use podwire_common::names::maps;
 use podwire_common::reason::Path::{DirectIn, DirectOut, Local, ToStack, TunnelIn, TunnelOut, TunnelToStack};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Lab, Mode, Node, Pod};
+use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
 use crate::check::Counted;
 use crate::commands::rows;
@@ -107,6 +107,21 @@ pub fn route(address: IpAddr) -> Route {
     Route::translated(SocketAddr::new(address, SERVICE_PORT), POD_PORT)
 }
 
+/// Reaches a server by its service: TCP, and UDP whole and in fragments. The client hears the service,
+/// and the server sees the client's own address.
+fn exchange(client: &Ns, server: &Ns, address: IpAddr) {
+    let exchanges = [
+        traffic::tcp_exchange_on(client, server, route(address), 1 << 20),
+        traffic::udp_exchange_on(client, server, route(address), 100),
+        traffic::udp_exchange_on(client, server, route(address), 4000),
+    ];
+    for exchange in exchanges {
+        let exchange = exchange.unwrap_or_else(|error| panic!("{} to {address}: {error:#}", client.name()));
+        assert_eq!(exchange.peer_seen_by_client.ip(), address);
+        assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{address}");
+    }
+}
+
 #[test]
 fn pods_reach_backends_past_the_host_stack() {
     for (mode, out, back) in [(Mode::Vxlan, TunnelOut, TunnelIn), (Mode::Direct, DirectOut, DirectIn)] {
@@ -120,16 +135,7 @@ fn pods_reach_backends_past_the_host_stack() {
         {
             for address in service(last) {
                 let before = Counted::quiet(&lab);
-                let exchanges = [
-                    traffic::tcp_exchange_on(&client, server, route(address), 1 << 20),
-                    traffic::udp_exchange_on(&client, server, route(address), 100),
-                    // In fragments.
-                    traffic::udp_exchange_on(&client, server, route(address), 4000),
-                ];
-                for exchange in exchanges.map(Result::unwrap) {
-                    assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
-                    assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
-                }
+                exchange(&client, server, address);
                 let grown = Counted::quiet(&lab).since(&before);
                 grown.expect(takes, &[(0, ToStack), (1, ToStack), (1, TunnelToStack)]).unwrap();
             }
@@ -162,9 +168,7 @@ fn pods_reach_external_addresses() {
     let reaches = |server: &Pod| {
         for address in [external, balancer].concat() {
             let before = Counted::quiet(&lab);
-            let exchange = traffic::tcp_exchange_on(&client, server, route(address), 1 << 16).unwrap();
-            assert_eq!(exchange.peer_seen_by_client.ip(), address);
-            assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip());
+            exchange(&client, server, address);
             Counted::quiet(&lab).since(&before).expect(&[], &[(0, ToStack), (1, ToStack)]).unwrap();
         }
     };
@@ -197,17 +201,7 @@ fn pods_reach_processes_of_nodes() {
                 (u32::from(last) - 0x35) * ENTRIES,
             );
             for address in service(last) {
-                let exchanges = [
-                    traffic::tcp_exchange_on(&client, node, route(address), 1 << 20),
-                    traffic::udp_exchange_on(&client, node, route(address), 100),
-                    // In fragments.
-                    traffic::udp_exchange_on(&client, node, route(address), 4000),
-                ];
-                for exchange in exchanges {
-                    let exchange = exchange.unwrap_or_else(|error| panic!("{mode:?}, {address}: {error:#}"));
-                    assert_eq!(exchange.peer_seen_by_client.ip(), address, "{mode:?}");
-                    assert_eq!(exchange.peer_seen_by_server.ip(), exchange.client.ip(), "{mode:?}");
-                }
+                exchange(&client, node, address);
                 // Nobody listens there: the node refuses, and the pod's socket understands.
                 let refused = connect_from(&client, (unspecified(address), 0), (address, SERVICE_PORT));
                 assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}, {address}");
