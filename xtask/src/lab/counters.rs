@@ -20,8 +20,15 @@ pub struct Counts {
     pub bytes: u64,
 }
 
+/// Returns the entries of a pinned map.
 pub(crate) fn dump(pin: &Path) -> Result<Value> {
-    bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])
+    let mut dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?;
+    if let Some(entries) = dump.as_array_mut() {
+        // bpftool reads a key first, then its value. If the agent or a program removes the entry in
+        // between, bpftool prints an error in the place of the value.
+        entries.retain(|entry| entry["value"]["error"].is_null());
+    }
+    Ok(dump)
 }
 
 /// Returns how often a helper was called. The counts are in a map of the pinned link's program.
