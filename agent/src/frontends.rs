@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use podwire_core::features::{NotServed, Places, why_not};
+use podwire_core::features::{Clients, NotServed, Places, why_not};
 use podwire_core::services::{
     Candidacy, EndpointSlice, ServedPort, ServedServices, Service, ThisNode, Use, candidacies, served_ports,
 };
@@ -30,16 +30,42 @@ pub struct Frontend {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
-    /// Who translates connections of this node's pods: `podwire` or `kube-proxy`.
+    /// Who translates connections of this node's pods and processes. None: no entry of the tables
+    /// serves them, and no agent knows.
+    #[serde(flatten)]
+    pub inside: Option<Server>,
+    /// Who translates connections of all other clients. None: the address is not for them, or as for
+    /// [`Self::inside`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Server>,
+    /// All endpoints of the port, used or not.
+    pub backends: Vec<Backend>,
+}
+
+/// Who serves some clients of a frontend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// `podwire` or `kube-proxy`.
     pub served_by: String,
     /// Why kube-proxy does. None: Podwire does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
-    /// Number of the list in the table `BACKENDS`, hexadecimal. None: kube-proxy serves it.
+    /// Number of the list in the table `BACKENDS`, hexadecimal. None: kube-proxy serves them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
-    /// All endpoints of the port, used or not.
-    pub backends: Vec<Backend>,
+}
+
+impl Server {
+    /// Returns that the programs serve, with a list of the table `BACKENDS`.
+    pub fn podwire(list: Option<u64>) -> Self {
+        let list = list.map(|list| format!("{list:016x}"));
+        Self { served_by: "podwire".into(), because: None, list }
+    }
+
+    /// Returns that kube-proxy serves, for this reason.
+    pub fn kube_proxy(because: &str) -> Self {
+        Self { served_by: "kube-proxy".into(), because: Some(because.into()), list: None }
+    }
 }
 
 /// An endpoint of a service's port.
@@ -73,17 +99,12 @@ impl From<Use> for Reach {
 }
 
 impl Frontend {
-    /// Notes that the programs serve this frontend, with a list of the table `BACKENDS`.
-    pub fn set_served(&mut self, list: u64) {
-        self.served_by = "podwire".into();
-        self.because = None;
-        self.list = Some(format!("{list:016x}"));
-    }
-
-    /// Notes that kube-proxy serves this frontend, for this reason.
-    pub fn set_left(&mut self, because: &str) {
-        self.served_by = "kube-proxy".into();
-        self.because = Some(because.into());
+    /// Returns who serves these clients.
+    pub fn server(&mut self, clients: Clients) -> &mut Option<Server> {
+        match clients {
+            Clients::Inside => &mut self.inside,
+            Clients::Outside => &mut self.outside,
+        }
     }
 }
 
@@ -139,8 +160,15 @@ impl Snapshot {
                 inside: Some(candidacy.of(frontend.inside).into()),
                 outside: frontend.outside.map(|answer| candidacy.of(answer).into()),
             };
-            let policies = self.has_policies.then_some(NotServed::IpsecPolicies);
-            let because = policies.or_else(|| why_not(served, &self.places, &service.name, port, frontend));
+            let server = |clients: Clients| {
+                clients.answer(frontend)?;
+                let policies = self.has_policies.then_some(NotServed::IpsecPolicies);
+                let why_not = || why_not(served, &self.places, &service.name, port, frontend, clients);
+                Some(match policies.or_else(why_not) {
+                    Some(because) => Server::kube_proxy(because.name()),
+                    None => Server::podwire(None),
+                })
+            };
             Frontend {
                 service: Some(service.name.to_string()),
                 port_name: Some(port.name.clone()).filter(|name| !name.is_empty()),
@@ -148,9 +176,8 @@ impl Snapshot {
                 protocol: port.protocol.name().into(),
                 address: frontend.address,
                 port: frontend.port.get(),
-                served_by: if because.is_none() { "podwire" } else { "kube-proxy" }.into(),
-                because: because.map(|because| because.name().into()),
-                list: None,
+                inside: server(Clients::Inside),
+                outside: server(Clients::Outside),
                 backends: backends.iter().map(backend).collect(),
             }
         };

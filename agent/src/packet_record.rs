@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use podwire_common::abi::{
-    Flow, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_SERVICE, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
+    Flow, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
+    TRANSLATION_SERVICE, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
 };
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::event::{Event, Kind};
@@ -32,7 +33,8 @@ pub struct Record {
     /// The path of a packet that was not dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Cow<'static, str>>,
-    /// What kind of translation it is: `snat`, `host`, `host-port`, `service` or `tunnel`.
+    /// What kind of translation it is: `snat`, `host`, `host-port`, `service`, `service-outside`,
+    /// `service-relay` or `tunnel`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub translation: Option<Cow<'static, str>>,
     /// Where: the name of the program.
@@ -204,6 +206,8 @@ fn translation_name(kind: u8) -> Cow<'static, str> {
         TRANSLATION_HOST_PORT => "host-port",
         TRANSLATION_TUNNEL => "tunnel",
         TRANSLATION_SERVICE => "service",
+        TRANSLATION_OUTSIDE => "service-outside",
+        TRANSLATION_RELAY => "service-relay",
         _ => return kind.to_string().into(),
     };
     name.into()

@@ -343,6 +343,12 @@ pub const TRANSLATION_SERVICE: u8 = 6;
 /// A flow into the tunnel from a source that the other nodes do not know. The source becomes this
 /// node's overlay address.
 pub const TRANSLATION_TUNNEL: u8 = 5;
+/// A flow of a client outside to a service: its destination becomes a backend on this node.
+pub const TRANSLATION_OUTSIDE: u8 = 7;
+/// A flow of a client outside to a service: its destination becomes a backend on another node. Its
+/// source becomes this node's InternalIP, so that the answers come back here, and its source port
+/// leaves the ephemeral range, as for [`TRANSLATION_SERVICE`].
+pub const TRANSLATION_RELAY: u8 = 8;
 
 /// A reply was seen.
 pub const STATE_REPLIED: u8 = 1;
@@ -587,21 +593,26 @@ pub const LEAVES_IN_TUNNEL: u8 = 3;
 /// [`KnownFlow::leaves`]: the same, inside a tunnel of IPv6.
 pub const LEAVES_IN_TUNNEL6: u8 = 4;
 
-/// `FRONTENDS`: address and port of a hostPort.
+/// `FRONTENDS`: address and port of a hostPort. `SERVICES`: those of a service.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Frontend {
-    /// An address of this node; 0.0.0.0 for all of its IPv4 addresses, `::` for all of its IPv6
-    /// addresses.
+    /// A service's address, or one of this node; 0.0.0.0 for all of this node's IPv4 addresses, `::`
+    /// for all of its IPv6 addresses.
     pub address: Addr,
     /// Port, network order.
     pub port: Be16,
     /// IP protocol number: TCP or UDP.
     pub protocol: u8,
-    /// Explicit padding, zero: part of the key.
-    pub reserved: u8,
+    /// `CLIENTS_*`: a service may have other backends for clients outside. 0 for a hostPort.
+    pub clients: u8,
 }
+
+/// [`Frontend::clients`]: pods and processes of this node.
+pub const CLIENTS_INSIDE: u8 = 0;
+/// [`Frontend::clients`]: all others, those on other nodes included.
+pub const CLIENTS_OUTSIDE: u8 = 1;
 
 /// `FRONTENDS`: the pod behind a [`Frontend`]. `BACKENDS`: a backend of a service.
 #[repr(C)]
@@ -616,8 +627,7 @@ pub struct Backend {
     pub reserved: [u8; 2],
 }
 
-/// `SERVICES`: where a service answers → which list of `BACKENDS` it has. The key is a [`Frontend`]
-/// with the service's address.
+/// `SERVICES`: where a service answers → which list of `BACKENDS` it has. The key is a [`Frontend`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]

@@ -149,11 +149,16 @@ pub mod programs {
         Served,
         /// As [`Self::Served`], for IPv6.
         Served6,
+        /// From programs of uplinks, the VXLAN device and pods, for the packet of a client outside to
+        /// a service and for the answer to one.
+        Outside,
+        /// As [`Self::Outside`], for IPv6.
+        Outside6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 21] = [
+        pub const ALL: [Self; 23] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -175,7 +180,13 @@ pub mod programs {
             Self::ToBareUplink,
             Self::Served,
             Self::Served6,
+            Self::Outside,
+            Self::Outside6,
         ];
+        /// The programs for services, for clients inside and outside.
+        pub const SERVICES: [Self; 2] = [Self::Served, Self::Outside];
+        /// As [`Self::SERVICES`], for IPv6.
+        pub const SERVICES6: [Self; 2] = [Self::Served6, Self::Outside6];
 
         /// Returns the program's name.
         pub const fn program(self) -> &'static str {
@@ -201,6 +212,8 @@ pub mod programs {
                 Self::ToBareUplink => TO_BARE_UPLINK,
                 Self::Served => "served",
                 Self::Served6 => "served6",
+                Self::Outside => "outside",
+                Self::Outside6 => "outside6",
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::abi::{
     Flow, Holder, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
-    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SERVICE, TRANSLATION_SNAT,
-    TRANSLATION_TUNNEL, Translation,
+    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
+    TRANSLATION_SERVICE, TRANSLATION_SNAT, TRANSLATION_TUNNEL, Translation,
 };
 use crate::addr::{Addr, Be16};
 use crate::flow::protocol;
@@ -103,10 +103,11 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
 }
 
 /// Returns whether packets of a translation in this direction come from the end with a checked
-/// address: a pod or this node.
+/// address: a pod or a node.
 #[inline(always)]
 pub const fn is_inside(kind: u8, reply: bool) -> bool {
-    matches!(kind, TRANSLATION_HOST_PORT | TRANSLATION_TUNNEL) == reply
+    matches!(kind, TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE | TRANSLATION_RELAY | TRANSLATION_TUNNEL)
+        == reply
 }
 
 /// Returns whether a TCP connection is established and neither end has begun to close it.
@@ -183,8 +184,12 @@ pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
     let (address, port, protocol) = match (half.kind, half.reply != 0) {
         (TRANSLATION_SNAT | TRANSLATION_SERVICE, false) => (flow.source, Be16::ZERO, 0),
         (TRANSLATION_SNAT | TRANSLATION_SERVICE, true) => (half.destination, Be16::ZERO, 0),
-        (TRANSLATION_HOST_PORT, false) => (half.destination, half.destination_port, flow.protocol),
-        (TRANSLATION_HOST_PORT, true) => (flow.source, flow.source_port, flow.protocol),
+        (TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE | TRANSLATION_RELAY, false) => {
+            (half.destination, half.destination_port, flow.protocol)
+        }
+        (TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE | TRANSLATION_RELAY, true) => {
+            (flow.source, flow.source_port, flow.protocol)
+        }
         // The overlay address belongs to no pod. So these flows have a share of their own, apart
         // from the node's.
         (TRANSLATION_TUNNEL, false) => (half.source, Be16::ZERO, 0),

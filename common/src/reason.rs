@@ -278,6 +278,14 @@ numbered! {
         /// A process of this node named a service, but its socket is bound to a loopback address, so
         /// the programs could not point it at a backend. Counts calls, with no bytes.
         BoundToLoopback = 23 "bound-to-loopback",
+        /// From a client outside to a service, translated to a backend of this node.
+        ServiceIn = 24 "service-in",
+        /// The answer of a backend of this node to a client outside, translated back.
+        ServiceOut = 25 "service-out",
+        /// From a client outside to a service, translated to a backend on another node.
+        RelayOut = 26 "relay-out",
+        /// The answer of a backend on another node to a client outside, translated back.
+        RelayIn = 27 "relay-in",
     }
 }
 

@@ -31,6 +31,9 @@ impl Verdict {
     /// The packet goes to the program for services ([`serve`]). Nothing has changed the packet.
     pub const SERVE: Self = Self::new(UNCOUNTED - 2, TC_ACT_UNSPEC);
 
+    /// The packet goes to the program for clients outside ([`serve`]). Nothing has changed the packet.
+    pub const OUTSIDE: Self = Self::new(UNCOUNTED - 3, TC_ACT_UNSPEC);
+
     /// Makes the verdict that passes the packet to the host stack and counts it under `path`.
     #[inline(always)]
     pub const fn stack(path: Path) -> Self {
@@ -127,21 +130,35 @@ pub fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
     }
 }
 
-/// Continues with `to`, the family's program for services, if the outcome says so. Otherwise returns
-/// the outcome, for [`finish`] or [`finish_or_jump`].
+/// Continues with one of the family's programs for services, `to`, if the outcome says so. Otherwise
+/// returns the outcome, for [`finish`] or [`finish_or_jump`].
 #[inline(always)]
-pub fn serve<D: PartialEq + From<Verdict>>(
+pub fn serve<D: Copy + PartialEq + From<Verdict>>(
     ctx: &TcContext,
     hook: Hook,
     outcome: Result<D, Drop>,
-    to: Jump,
+    [inside, outside]: [Jump; 2],
 ) -> Result<D, Drop> {
-    if outcome != Ok(D::from(Verdict::SERVE)) {
-        return outcome;
-    }
+    let to = match outcome {
+        Ok(verdict) if verdict == D::from(Verdict::SERVE) => inside,
+        Ok(verdict) if verdict == D::from(Verdict::OUTSIDE) => outside,
+        outcome => return outcome,
+    };
     ctx.set_served(hook);
     maps::jump(ctx, to);
     Err(Drop::ProgramMissing)
+}
+
+/// Does the same as [`finish`] for the hook from which [`serve`] has jumped.
+#[inline(always)]
+pub fn finish_served(ctx: &TcContext, outcome: Outcome) -> i32 {
+    let hook = match ctx.served_at() {
+        hook if hook == Hook::FromPod as u32 => Hook::FromPod,
+        hook if hook == Hook::FromOverlay as u32 => Hook::FromOverlay,
+        hook if hook == Hook::ToPod as u32 => Hook::ToPod,
+        _ => Hook::FromUplink,
+    };
+    finish(ctx, hook, outcome)
 }
 
 /// Does the same as [`finish`]. Without a decision, it continues with another program.

@@ -220,7 +220,7 @@ mod tests {
             };
             let vtep = |last| abi::Vtep { mac: Mac { bytes: [2, 0, 0, 0, 0, last] }, reserved: [0; 2] };
             let frontend = |(last, port)| abi::Frontend {
-                address: address(last), port: Be16::new(port), protocol: 6, reserved: 0,
+                address: address(last), port: Be16::new(port), protocol: 6, clients: 0,
             };
             let backend = |last| abi::Backend { address: address(last), port: Be16::new(8080), reserved: [0; 2] };
             let route = |device: Option<u32>| device.map_or(

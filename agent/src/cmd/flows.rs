@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use podwire_common::abi::{
     Flow, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
-    TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SERVICE, TRANSLATION_SNAT,
-    TRANSLATION_TUNNEL, Translation,
+    TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RELAY, TRANSLATION_RESERVATION,
+    TRANSLATION_SERVICE, TRANSLATION_SNAT, TRANSLATION_TUNNEL, Translation,
 };
 use podwire_common::flow::protocol;
 use podwire_common::nat::{idle_timeout, is_closed};
@@ -255,7 +255,10 @@ fn row(view: &View, flow: &Flow, entry: Entry, now: u64) -> Option<FlowRow> {
                 way: way_of(&half).into(),
                 state: state_of(half.state, flow.protocol),
                 through_stack: half.past_stack == 0
-                    && !matches!(half.kind, TRANSLATION_HOST_PORT | TRANSLATION_SERVICE),
+                    && !matches!(
+                        half.kind,
+                        TRANSLATION_HOST_PORT | TRANSLATION_SERVICE | TRANSLATION_OUTSIDE | TRANSLATION_RELAY
+                    ),
                 link: (half.ifindex != 0).then(|| view.link(half.ifindex)),
                 idle_seconds: idle(half.last_seen),
                 timeout_seconds: Some(idle_timeout(half.state, flow.protocol)),
@@ -299,6 +302,8 @@ fn way_of(half: &Translation) -> &'static str {
         TRANSLATION_HOST_PORT => "host-port",
         TRANSLATION_SERVICE if half.hairpin != 0 => "service-hairpin",
         TRANSLATION_SERVICE => "service",
+        TRANSLATION_OUTSIDE => "service-outside",
+        TRANSLATION_RELAY => "service-relay",
         TRANSLATION_RESERVATION => "reservation",
         TRANSLATION_TUNNEL => "tunnel-snat",
         _ => "unknown",

@@ -6,13 +6,13 @@ use clap::Args;
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
-use podwire_core::features::NotServed;
+use podwire_core::features::{Clients, NotServed};
 
 use super::Error;
 use super::output::{self, Row};
 use super::selection::{Addresses, Pods};
 use super::view::{Common, View};
-use crate::frontends::{Backend, Frontend, Reach};
+use crate::frontends::{Backend, Frontend, Reach, Server};
 use crate::operator::client::{self, Place};
 use crate::operator::{Line, Question};
 use crate::packet_record::protocol_name;
@@ -63,9 +63,15 @@ impl Row for Frontend {
         &["SERVICE", "KIND", "PROTOCOL", "ADDRESS", "PORT", "SERVED BY", "BACKEND", "INSIDE", "OUTSIDE"];
 
     fn cells(&self) -> Vec<String> {
-        let served_by = match &self.because {
-            Some(because) => format!("{}: {because}", self.served_by),
-            None => self.served_by.clone(),
+        let server = |server: &Option<Server>| match server {
+            Some(Server { served_by, because: Some(because), .. }) => format!("{served_by}: {because}"),
+            Some(Server { served_by, .. }) => served_by.clone(),
+            None => String::new(),
+        };
+        let (inside, outside) = (server(&self.inside), server(&self.outside));
+        let served_by = match outside.is_empty() || inside == outside {
+            true => inside,
+            false => format!("inside {inside}, outside {outside}"),
         };
         vec![
             self.service.clone().unwrap_or_default(),
@@ -131,12 +137,16 @@ fn rows(view: &View, told: Vec<Frontend>) -> Vec<Frontend> {
     let mut served = view.tables.services.clone();
     let mut rows = told;
     for row in &mut rows {
-        // The entry at this address is the other service's.
-        let is_other = row.because.as_deref() == Some(NotServed::OtherService.name());
-        match key(row).filter(|_| !is_other).and_then(|key| served.remove(&key)) {
-            Some(service) => row.set_served(service.list),
-            None if row.because.is_none() => row.set_left(NOT_WRITTEN),
-            None => {}
+        for clients in Clients::ALL {
+            let entry = key(row, clients).filter(|_| !is_of_other(row.server(clients)));
+            let server = row.server(clients);
+            match entry.and_then(|key| served.remove(&key)) {
+                Some(service) => *server = Some(Server::podwire(Some(service.list))),
+                None if server.as_ref().is_some_and(|server| server.because.is_none()) => {
+                    *server = Some(Server::kube_proxy(NOT_WRITTEN));
+                }
+                None => {}
+            }
         }
         for backend in &mut row.backends {
             backend.end.pod = view.pod(backend.end.address).map(Into::into);
@@ -146,11 +156,18 @@ fn rows(view: &View, told: Vec<Frontend>) -> Vec<Frontend> {
     rows
 }
 
+/// Returns whether the entry at a frontend's address is another service's.
+fn is_of_other(server: &Option<Server>) -> bool {
+    let because = server.as_ref().and_then(|server| server.because.as_deref());
+    because == Some(NotServed::OtherService.name())
+}
+
 /// Returns the row's key in the table `SERVICES`.
-fn key(row: &Frontend) -> Option<abi::Frontend> {
+fn key(row: &Frontend, clients: Clients) -> Option<abi::Frontend> {
     let protocol = [protocol::TCP, protocol::UDP, protocol::SCTP];
     let protocol = protocol.into_iter().find(|number| protocol_name(*number) == row.protocol)?;
-    Some(abi::Frontend { address: row.address.into(), port: Be16::new(row.port), protocol, reserved: 0 })
+    let clients = clients.number();
+    Some(abi::Frontend { address: row.address.into(), port: Be16::new(row.port), protocol, clients })
 }
 
 /// Returns the row of an entry that no agent names.
@@ -161,18 +178,17 @@ fn nameless(view: &View, frontend: &abi::Frontend, service: &abi::Service) -> Fr
         inside: None,
         outside: None,
     };
-    let mut row = Frontend {
+    let server = Some(Server::podwire(Some(service.list)));
+    let is_outside = frontend.clients == abi::CLIENTS_OUTSIDE;
+    Frontend {
         service: None,
         port_name: None,
         kind: None,
         protocol: protocol_name(frontend.protocol).into_owned(),
         address: IpAddr::from(frontend.address),
         port: frontend.port.get(),
-        served_by: String::new(),
-        because: None,
-        list: None,
+        inside: server.clone().filter(|_| !is_outside),
+        outside: server.filter(|_| is_outside),
         backends: (0..service.backends).filter_map(entry).map(backend).collect(),
-    };
-    row.set_served(service.list);
-    row
+    }
 }

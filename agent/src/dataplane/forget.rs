@@ -136,7 +136,7 @@ mod tests {
             reserved: 0,
         };
         let vtep = abi::Vtep { mac: Mac::default(), reserved: [0; 2] };
-        let frontend = abi::Frontend { address: far, port: Be16::new(80), protocol: 6, reserved: 0 };
+        let frontend = abi::Frontend { address: far, port: Be16::new(80), protocol: 6, clients: 0 };
         let backend = abi::Backend { address: pod, port: Be16::new(80), reserved: [0; 2] };
         let guard = abi::Guard { paid: 0, cost: 1, credit: 1 };
         let region = |text| epoch::region(&address(text));

@@ -72,6 +72,7 @@ mod service_list;
 mod service_processes;
 mod service_zones;
 mod services;
+mod services_outside;
 mod services_shown;
 mod snat;
 mod sockets;

@@ -66,7 +66,7 @@ fn add_by_hand(node: &Node, at: SocketAddr, backend: IpAddr) {
     let mut backends = table(node, maps::BACKENDS);
     backends.insert(BackendKey { list, index: 0, reserved: 0 }, backend, 0).unwrap();
     let (address, port) = (at.ip().into(), Be16::new(at.port()));
-    let frontend = Frontend { address, port, protocol: protocol::UDP, reserved: 0 };
+    let frontend = Frontend { address, port, protocol: protocol::UDP, clients: 0 };
     let mut services = table(node, maps::SERVICES);
     services.insert(frontend, Service { list, id: 1, backends: 1, flags: 0 }, 0).unwrap();
 }

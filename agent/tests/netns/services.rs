@@ -23,6 +23,9 @@ pub const POD_PORT: u16 = 8080;
 /// Entries of `SERVICES` for each service: two families and two protocols.
 pub const ENTRIES: u32 = 4;
 
+/// Entries of `SERVICES` for each external address and NodePort: also for clients outside.
+pub const OPEN_ENTRIES: u32 = 2 * ENTRIES;
+
 /// Returns a Service object with a port for TCP and for UDP, and a ClusterIP of each family.
 pub fn object(name: &str, addresses: [IpAddr; 2]) -> Value {
     json!({
@@ -122,6 +125,18 @@ fn exchange(client: &Ns, server: &Ns, address: IpAddr) {
     }
 }
 
+/// Asserts that a client's sockets understand that nobody listens behind a service.
+pub fn hears_refusals(client: &Ns, place: SocketAddr) {
+    let what = format!("{} to {place}", client.name());
+    let refused = connect_from(client, (unspecified(place.ip()), 0), place);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{what}");
+    let datagram = udp(client, (unspecified(place.ip()), 0));
+    datagram.connect(place).unwrap();
+    datagram.send(b"question").unwrap();
+    let refused = datagram.recv(&mut [0; 8]);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{what}");
+}
+
 #[test]
 fn pods_reach_backends_past_the_host_stack() {
     for (mode, out, back) in [(Mode::Vxlan, TunnelOut, TunnelIn), (Mode::Direct, DirectOut, DirectIn)] {
@@ -161,9 +176,9 @@ fn pods_reach_external_addresses() {
     };
     put(&lab, "first", 0x38, &[&first], ENTRIES);
     api.put(with_addresses("first", 0x38));
-    assert!(serves(lab.node(0), 3 * ENTRIES), "{}", lab.node(0).agent_log_tail(20));
+    assert!(serves(lab.node(0), ENTRIES + 2 * OPEN_ENTRIES), "{}", lab.node(0).agent_log_tail(20));
     // Another service wants the same addresses.
-    put(&lab, "second", 0x39, &[&second], 4 * ENTRIES);
+    put(&lab, "second", 0x39, &[&second], 2 * ENTRIES + 2 * OPEN_ENTRIES);
     api.put(with_addresses("second", 0x39));
     let reaches = |server: &Pod| {
         for address in [external, balancer].concat() {
@@ -177,12 +192,12 @@ fn pods_reach_external_addresses() {
     let before = node.map_dump(maps::SERVICES).unwrap();
     api.delete_like(&object("first", service(0x38)));
     let differs = || node.map_dump(maps::SERVICES).unwrap() != before;
-    assert!(wait_until(|| (differs() && serves(node, 3 * ENTRIES)).then_some(())).is_some());
+    assert!(wait_until(|| (differs() && serves(node, ENTRIES + 2 * OPEN_ENTRIES)).then_some(())).is_some());
     reaches(&second);
     let mut limited = with_addresses("second", 0x39);
     limited["spec"]["loadBalancerSourceRanges"] = json!(["192.0.2.0/24", "2001:db8:1::/48"]);
     api.put(limited);
-    assert!(serves(node, 2 * ENTRIES), "only kube-proxy looks at the client");
+    assert!(serves(node, ENTRIES + OPEN_ENTRIES), "only kube-proxy looks at the client");
 }
 
 #[test]
@@ -202,14 +217,7 @@ fn pods_reach_processes_of_nodes() {
             );
             for address in service(last) {
                 exchange(&client, node, address);
-                // Nobody listens there: the node refuses, and the pod's socket understands.
-                let refused = connect_from(&client, (unspecified(address), 0), (address, SERVICE_PORT));
-                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}, {address}");
-                let datagram = udp(&client, (unspecified(address), 0));
-                datagram.connect((address, SERVICE_PORT)).unwrap();
-                datagram.send(b"question").unwrap();
-                let refused = datagram.recv(&mut [0; 8]);
-                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}, {address}");
+                hears_refusals(&client, (address, SERVICE_PORT).into());
             }
         }
     }

@@ -50,9 +50,9 @@ fn services_are_shown_with_who_serves_them_and_why() {
     assert_eq!(column(&all, "kind"), kinds);
     assert_eq!(column(&all, "protocol"), ["tcp", "tcp", "tcp", "tcp", "sctp"]);
     assert_eq!(column(&all, "port_name"), ["tcp", "tcp", "tcp", "tcp", "signal"]);
-    let by = ["kube-proxy", "kube-proxy", "podwire", "kube-proxy", "kube-proxy"];
+    let by = ["kube-proxy", "kube-proxy", "podwire", "podwire", "kube-proxy"];
     assert_eq!(column(&all, "served_by"), by);
-    let because = ["no-backend", "session-affinity", "-", "address-in-cluster", "sctp"];
+    let because = ["no-backend", "session-affinity", "-", "-", "sctp"];
     assert_eq!(column(&all, "because"), because);
     assert_eq!(all[2]["list"].as_str().unwrap().len(), 16);
 
@@ -82,10 +82,7 @@ fn services_are_shown_with_who_serves_them_and_why() {
     assert_eq!(column(&shown(&["--port", "30080"]), "kind"), ["node-port"; 2]);
     let lines = text(node, &["services", "--service", "default/web", "--port", "30080", "--family", "ipv4"]);
     let of_far = lines.lines().find(|line| line.contains(&two.to_string())).unwrap();
-    assert!(
-        of_far.contains("kube-proxy: address-in-cluster") && of_far.contains("not used: not-local"),
-        "{lines}"
-    );
+    assert!(of_far.contains("podwire") && of_far.contains("not used: not-local"), "{lines}");
 
     let list = &all[2]["list"];
     node.stop_agent().unwrap();

@@ -112,7 +112,7 @@ fn changes<A: Address>(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, C
     let set_network = |v4: &str, v6: &str| change!(Networks networks, prefix(v4, v6), 1);
     let uplink = now.links[&node.uplink];
     let vtep = abi::Vtep { mac: Mac { bytes: [2; 6] }, reserved: [0; 2] };
-    let frontend = abi::Frontend { address: A::NODE1.into(), port: Be16::new(80), protocol: 6, reserved: 0 };
+    let frontend = abi::Frontend { address: A::NODE1.into(), port: Be16::new(80), protocol: 6, clients: 0 };
     let backend = abi::Backend { address: A::POD_B.into(), port: Be16::new(80), reserved: [0; 2] };
     let guard = abi::Guard { paid: 0, cost: 1, credit: 1 };
     vec![

@@ -15,7 +15,11 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromOverlay, Ok(Decision::NONE), Jump::FromOverlay6);
     }
-    finish(&ctx, Hook::FromOverlay, serve(&ctx, Hook::FromOverlay, tunnel_in::on_device(&ctx), Jump::Served))
+    finish(
+        &ctx,
+        Hook::FromOverlay,
+        serve(&ctx, Hook::FromOverlay, tunnel_in::on_device(&ctx), Jump::SERVICES),
+    )
 }
 
 /// The program for IPv6.
@@ -24,6 +28,6 @@ pub fn from_overlay6(ctx: TcContext) -> i32 {
     finish(
         &ctx,
         Hook::FromOverlay,
-        serve(&ctx, Hook::FromOverlay, tunnel_in::on_device6(&ctx), Jump::Served6),
+        serve(&ctx, Hook::FromOverlay, tunnel_in::on_device6(&ctx), Jump::SERVICES6),
     )
 }

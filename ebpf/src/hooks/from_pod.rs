@@ -6,7 +6,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL},
+    abi::{
+        CLIENTS_INSIDE, ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS,
+        NODE_LOCAL,
+    },
     flow::protocol,
     names::programs::Jump,
     reason::{Drop, Hook, Path},
@@ -40,13 +43,13 @@ pub fn from_pod6(ctx: TcContext) -> i32 {
 /// The second program for IPv6.
 #[classifier]
 pub fn from_pod6_new(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict6(&ctx), Jump::Served6))
+    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict6(&ctx), Jump::SERVICES6))
 }
 
 /// The second program: packets without a known flow.
 #[classifier]
 pub fn from_pod_new(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict(&ctx), Jump::Served))
+    finish(&ctx, Hook::FromPod, serve(&ctx, Hook::FromPod, verdict(&ctx), Jump::SERVICES))
 }
 
 #[inline(always)]
@@ -130,7 +133,8 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     if service::is_answer(packet) {
         return Ok(Verdict::SERVE);
     }
-    if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
+    // Any pod may be the backend of a service.
+    if (endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0 || maps::has_services())
         && let Some(to) = frontend::reply_of_pod(packet)
     {
         return frontend::reply(ctx, packet, endpoint, to);
@@ -150,7 +154,7 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
         source::refuse_tunnel_from_pod(packet, node)?;
         let is_own = NODE_LOCAL | NODE_ADDRESS;
         if node.flags & is_own == is_own {
-            return frontend::from_pod(ctx, packet, Path::ToStack);
+            return frontend::from_pod(ctx, packet, CLIENTS_INSIDE);
         }
         if node.flags & (NODE_LOCAL | NODE_IPSEC_PODS) == 0 && !stack_flow::needs_stack(endpoint, packet) {
             return match maps::is_direct() {

@@ -24,20 +24,20 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromUplink, Ok(Decision::NONE), Jump::FromUplink6);
     }
-    let attempt = serve(&ctx, Hook::FromUplink, verdict(&ctx), Jump::Served);
+    let attempt = serve(&ctx, Hook::FromUplink, verdict(&ctx), Jump::SERVICES);
     finish_or_jump(&ctx, Hook::FromUplink, attempt, Jump::FromTunnel6)
 }
 
 /// The program for IPv6 inside the tunnel.
 #[classifier]
 pub fn from_tunnel6(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromUplink, serve(&ctx, Hook::FromUplink, tunnel_in::inner6(&ctx), Jump::Served6))
+    finish(&ctx, Hook::FromUplink, serve(&ctx, Hook::FromUplink, tunnel_in::inner6(&ctx), Jump::SERVICES6))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_uplink6(ctx: TcContext) -> i32 {
-    let attempt = serve(&ctx, Hook::FromUplink, verdict6(&ctx), Jump::Served6);
+    let attempt = serve(&ctx, Hook::FromUplink, verdict6(&ctx), Jump::SERVICES6);
     finish_or_jump(&ctx, Hook::FromUplink, attempt, Jump::FromTunnel6)
 }
 

@@ -13,6 +13,7 @@ mod from_pod;
 mod from_uplink;
 mod getpeername4;
 mod getpeername6;
+mod outside;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;

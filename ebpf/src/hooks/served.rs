@@ -3,23 +3,23 @@
 //! neither a pod nor a node. The programs that jump here have no stack left for it.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::reason::{Drop, Hook};
+use podwire_common::reason::Drop;
 
 use crate::{
-    packet::{Ipv4, Ipv6, Place, Skb},
+    packet::{Ipv4, Ipv6, Place},
     stage::{fastpath::KnownIp, service},
-    verdict::{Outcome, finish},
+    verdict::{Outcome, finish_served},
 };
 
 #[classifier]
 pub fn served(ctx: TcContext) -> i32 {
-    finish_at(&ctx, verdict::<Ipv4>(&ctx))
+    finish_served(&ctx, verdict::<Ipv4>(&ctx))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn served6(ctx: TcContext) -> i32 {
-    finish_at(&ctx, verdict::<Ipv6>(&ctx))
+    finish_served(&ctx, verdict::<Ipv6>(&ctx))
 }
 
 #[inline(always)]
@@ -30,16 +30,4 @@ fn verdict<I: KnownIp>(ctx: &TcContext) -> Outcome {
         Ok(packet) => service::serve(ctx, packet),
         Err(_) => Err(Drop::Truncated),
     }
-}
-
-/// Does the same as [`finish`] for the hook that the packet comes from.
-#[inline(always)]
-fn finish_at(ctx: &TcContext, outcome: Outcome) -> i32 {
-    let hook = match ctx.served_at() {
-        hook if hook == Hook::FromPod as u32 => Hook::FromPod,
-        hook if hook == Hook::FromOverlay as u32 => Hook::FromOverlay,
-        hook if hook == Hook::ToPod as u32 => Hook::ToPod,
-        _ => Hook::FromUplink,
-    };
-    finish(ctx, hook, outcome)
 }

@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     packet::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Place, Skb, ethertype, get_tunnel_key},
-    stage::{ends, event, snat, source, stack_flow, tunnel_out},
+    stage::{ends, event, outside, snat, source, stack_flow, tunnel_out},
     verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
 };
 
@@ -75,6 +75,8 @@ fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
         stack_flow::record_from_pod(packet, &source, &packet.headers.destination_address());
     } else if is_unknown_elsewhere(ends::sending_node(&packet.headers, &source)) {
         snat::into_tunnel(ctx, packet)?;
+    } else {
+        outside::answer_of_process(ctx, packet)?;
     }
     tunnel_out::address_to_node(ctx, packet, node)?;
     Ok(Verdict::stack(Path::StackToTunnel))

@@ -18,7 +18,7 @@ use crate::{
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     capture(&ctx, Hook::ToPod);
-    let family = if ctx.frame_ethertype() == ethertype::IPV6 { Jump::Served6 } else { Jump::Served };
+    let family = if ctx.frame_ethertype() == ethertype::IPV6 { Jump::SERVICES6 } else { Jump::SERVICES };
     finish(&ctx, Hook::ToPod, serve(&ctx, Hook::ToPod, verdict(&ctx), family))
 }
 

@@ -10,7 +10,7 @@ use super::FRONTENDS;
 /// node's own: see [`is_own_address`](super::is_own_address).
 #[inline(always)]
 pub fn backend(address: &Addr, any: &Addr, port: Be16, protocol: u8) -> Option<&'static Backend> {
-    let mut frontend = Frontend { address: *address, port, protocol, reserved: 0 };
+    let mut frontend = Frontend { address: *address, port, protocol, clients: 0 };
     // SAFETY: a map element; see `endpoint`.
     if let Some(backend) = unsafe { FRONTENDS.get(frontend) } {
         return Some(backend);

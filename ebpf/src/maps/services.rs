@@ -4,12 +4,29 @@ use podwire_common::abi::{Backend, BackendKey, Frontend, Service, ServingKey};
 use podwire_common::addr::{Addr, Be16};
 
 use super::clock::random;
+use super::config::node_ports;
+use super::nodes::is_own_address;
 use super::{BACKENDS, SERVICES, SERVING};
 
-/// Returns the service that answers at an address and port.
+/// Returns the service that answers at an address and port, or at a NodePort of this node.
+///
+/// `any`: the address that stands for all addresses of the family. `clients`: `CLIENTS_*`.
 #[inline(always)]
-pub fn service(address: &Addr, port: Be16, protocol: u8) -> Option<&'static Service> {
-    let frontend = Frontend { address: *address, port, protocol, reserved: 0 };
+pub fn service(
+    address: &Addr,
+    any: &Addr,
+    port: Be16,
+    protocol: u8,
+    clients: u8,
+) -> Option<&'static Service> {
+    let mut frontend = Frontend { address: *address, port, protocol, clients };
+    // SAFETY: a map element; see `endpoint`.
+    let exact = unsafe { SERVICES.get(frontend) };
+    let (first, last) = node_ports();
+    if exact.is_some() || !(first..=last).contains(&port.get()) || !is_own_address(address) {
+        return exact;
+    }
+    frontend.address = *any;
     // SAFETY: a map element; see `endpoint`.
     unsafe { SERVICES.get(frontend) }
 }

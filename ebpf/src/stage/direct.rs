@@ -75,8 +75,9 @@ pub fn to_pod<I: KnownIp>(
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }
 
-/// Translates a pod's packet and sends it out by the link of its translation: a hostPort's reply, or
-/// a packet to a service. The caller has checked that the TTL is above 1.
+/// Translates a packet and sends it out by the link of its translation: a hostPort's reply, a packet
+/// to a service, or the answer to one. The caller has checked that the TTL is above 1. `endpoint`:
+/// the pod that has sent it; `None`: a client outside or another node has.
 ///
 /// # Errors
 /// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
@@ -84,7 +85,7 @@ pub fn to_pod<I: KnownIp>(
 pub fn reply<I: Ip>(
     ctx: &TcContext,
     packet: &Parsed<I>,
-    endpoint: &Endpoint,
+    endpoint: Option<&Endpoint>,
     to: &Translation,
     path: Path,
 ) -> Outcome {
@@ -98,14 +99,14 @@ pub fn reply<I: Ip>(
     }
     match found {
         Lookup::Found => {}
-        // Answer before the translation: the pod knows only its own packet.
+        // Answer before the translation: the sender knows only its own packet.
         Lookup::TooBig if too_big::can_answer(packet, way.length) => {
-            return too_big::answer(ctx, packet, endpoint, way.length);
+            return too_big::answer_sender(ctx, packet, endpoint, way.length);
         }
         // Past the stack, nothing fragments the packet. If it is larger than the link, the kernel
         // drops it silently.
         Lookup::TooBig if exceeds_link(ctx, packet, to.ifindex) => {
-            return too_big::answer(ctx, packet, endpoint, way.length);
+            return too_big::answer_sender(ctx, packet, endpoint, way.length);
         }
         // The router in front of the small link fragments the packet if it may.
         Lookup::TooBig => way.ifindex = to.ifindex,

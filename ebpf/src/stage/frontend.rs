@@ -4,12 +4,13 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Backend, Endpoint, FAMILY_IPV4, FAMILY_IPV6, TRANSLATION_HOST_PORT, TRANSLATION_TUNNEL, Translation,
+        Backend, CLIENTS_INSIDE, Endpoint, FAMILY_IPV4, FAMILY_IPV6, TRANSLATION_HOST_PORT,
+        TRANSLATION_OUTSIDE, TRANSLATION_RELAY, TRANSLATION_SERVICE, TRANSLATION_TUNNEL, Translation,
     },
     reason::{Drop, Path},
 };
 
-use super::{direct, local, translation, tunnel_out};
+use super::{direct, local, service, translation, tunnel_out};
 use crate::{
     maps,
     packet::{Ip, Parsed, Skb, translate},
@@ -47,14 +48,14 @@ pub fn request<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Outcome {
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
-/// Handles a pod's packet to an address of this node, from a pod here or out of the tunnel. It goes
-/// to a hostPort, or it is the reply to a flow that `to_overlay` masqueraded. All other packets go
-/// to the host stack, counted under `otherwise`.
+/// Handles a pod's packet to an address of this node, from a pod here ([`CLIENTS_INSIDE`]) or out of
+/// the tunnel ([`CLIENTS_OUTSIDE`]). It goes to a hostPort or a service, or it is the reply to a flow
+/// that got an address of this node. All other packets go to the host stack.
 ///
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].
 #[inline(never)]
-pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, otherwise: Path) -> Outcome {
+pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, clients: u8) -> Outcome {
     let outcome = match translation::of(packet) {
         Some(entry) if entry.get().kind == TRANSLATION_HOST_PORT && entry.get().reply == 0 => {
             if packet.is_overtaken {
@@ -71,22 +72,31 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, otherwise: Path) -> 
             translate(ctx, packet, entry.get())?;
             return Ok(Verdict::stack(Path::SnatIn));
         }
+        Some(entry) if entry.get().kind == TRANSLATION_SERVICE => return Ok(Verdict::SERVE),
+        Some(entry) if matches!(entry.get().kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) => {
+            return Ok(Verdict::OUTSIDE);
+        }
         Some(_) => Ok(Verdict::PASS),
         None => request(ctx, packet),
     };
+    let (of_service, otherwise) = match clients {
+        CLIENTS_INSIDE => (Verdict::SERVE, Path::ToStack),
+        _ => (Verdict::OUTSIDE, Path::TunnelToStack),
+    };
     match outcome {
+        Ok(Verdict::PASS) if service::begins_flow(packet, clients) => Ok(of_service),
         Ok(Verdict::PASS) => Ok(Verdict::stack(otherwise)),
         other => other,
     }
 }
 
-/// Returns the translation of a reply from behind a hostPort, or `None` if the packet is no such
-/// reply.
+/// Returns the translation of a reply from behind a hostPort, or of an answer to a client outside, or
+/// `None` if the packet is neither.
 #[inline(always)]
 pub fn reply_of_pod<I: Ip>(packet: &Parsed<I>) -> Option<&'static Translation> {
     let entry = translation::of(packet)?;
     let half = entry.get();
-    if half.kind != TRANSLATION_HOST_PORT || half.reply == 0 {
+    if !matches!(half.kind, TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE) || half.reply == 0 {
         return None;
     }
     translation::touch(&entry, packet);
@@ -126,21 +136,22 @@ pub fn deliver<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation, pat
     local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
 }
 
-/// Sends a pod's reply back to the client of its hostPort. The reply takes the way of the request,
+/// Sends a pod's reply back to the client of its hostPort or service. The reply takes the way of the request,
 /// and bypasses the host's own rules. If its TTL has run out, it goes to the host stack.
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    let path = if to.kind == TRANSLATION_OUTSIDE { Path::ServiceOut } else { Path::HostPortOut };
     if maps::endpoint(&to.destination).is_some() {
-        return deliver(ctx, packet, to, Path::HostPortOut);
+        return deliver(ctx, packet, to, path);
     }
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
     if to.ifindex != maps::vxlan_ifindex() {
-        return direct::reply(ctx, packet, endpoint, to, Path::HostPortOut);
+        return direct::reply(ctx, packet, Some(endpoint), to, path);
     }
-    tunnel_out::reply(ctx, packet, endpoint, to, Path::HostPortOut, |_, _| {})
+    tunnel_out::reply(ctx, packet, Some(endpoint), to, path, |_, _| {})
 }

@@ -6,7 +6,10 @@
 //! namespace: a pod's 127.0.0.1 is its own. They never refuse a call.
 
 use podwire_common::{
-    abi::{Backend, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES, SOCKET_ASKED, Service, SocketAddress},
+    abi::{
+        Backend, CLIENTS_INSIDE, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES, SOCKET_ASKED, Service,
+        SocketAddress,
+    },
     addr::{Addr, Be16},
     nat,
     reason::Path,
@@ -111,13 +114,18 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
     RedirectedSocket { cookie: call.socket_cookie(), address, port, kind: SOCKET_ASKED, reserved: [0; 5] }
 }
 
+/// Returns the address that stands for all addresses of the same family: the socket reaches no address
+/// of the other family than that which it names.
+#[inline(always)]
+fn any_of(address: &Addr) -> Addr {
+    if address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED }
+}
+
 /// Returns the pod behind a hostPort of an address of this node, loopback addresses included. As for
 /// packets, other addresses do not count, because a hostIP may be any address.
 #[inline(always)]
 fn pod_at_host_port(asked: &SocketAddress, protocol: u8) -> Option<&'static Backend> {
-    // The socket reaches no address of the other family than that which it names.
-    let any = if asked.address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
-    let backend = maps::backend(&asked.address, &any, asked.port, protocol)?;
+    let backend = maps::backend(&asked.address, &any_of(&asked.address), asked.port, protocol)?;
     (is_loopback(&asked.address) || maps::is_own_address(&asked.address)).then_some(backend)
 }
 
@@ -142,7 +150,7 @@ fn service_at(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
     if !maps::has_services() {
         return None;
     }
-    maps::service(&asked.address, asked.port, protocol)
+    maps::service(&asked.address, &any_of(&asked.address), asked.port, protocol, CLIENTS_INSIDE)
         .filter(|service| service.flags & SERVICE_NOT_FOR_PROCESSES == 0)
 }
 

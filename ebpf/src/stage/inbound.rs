@@ -1,13 +1,16 @@
-//! Packets from the network to this node's own addresses: replies to translated flows, and requests
-//! to hostPorts.
+//! Packets from the network that are not for a pod's own address: replies to translated flows, and
+//! requests to hostPorts and services.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    abi::{
+        CLIENTS_OUTSIDE, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
+        TRANSLATION_RESERVATION, TRANSLATION_SNAT,
+    },
     reason::{Drop, Path},
 };
 
-use super::{fastpath::KnownIp, flow, frontend, snat, translation};
+use super::{fastpath::KnownIp, flow, frontend, service, snat, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed},
@@ -34,7 +37,10 @@ pub fn from_network<I: KnownIp>(
     }
     match if packet.is_whole() { translation } else { translation::of(packet) } {
         Some(entry) => follow(ctx, packet, &entry),
-        None => frontend::request(ctx, packet),
+        None => match frontend::request(ctx, packet) {
+            Ok(Verdict::PASS) if service::begins_flow(packet, CLIENTS_OUTSIDE) => Ok(Verdict::OUTSIDE),
+            outcome => outcome,
+        },
     }
 }
 
@@ -45,6 +51,9 @@ pub fn from_network<I: KnownIp>(
 #[inline(never)]
 pub fn follow<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
+    if matches!(half.kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) {
+        return Ok(Verdict::OUTSIDE);
+    }
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
         TRANSLATION_HOST_PORT => half.reply == 0,

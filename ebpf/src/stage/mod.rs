@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod local;
 pub mod neighbour;
 pub mod outer;
+pub mod outside;
 pub mod service;
 pub mod snat;
 pub mod source;

@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Backend, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
+        Backend, CLIENTS_INSIDE, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
         TRANSLATION_SERVICE, Translation,
     },
     epoch,
@@ -33,18 +33,12 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
     if !packet.begins_flow() || packet.is_error || packet.is_authenticated() {
         return Ok(false);
     }
-    let Some((service, backend)) = choose(packet) else {
+    let Some((service, backend)) = choose(packet, CLIENTS_INSIDE) else {
         return Ok(false);
     };
     let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
     let mut to = translation::begin(TRANSLATION_SERVICE, uplink, flow);
-    to.destination = backend.address;
-    to.destination_port = backend.port;
-    to.list = service.list as u32;
-    if flow.protocol == protocol::UDP {
-        // An end of its backend ends the flow.
-        to.service = epoch::service(service.id);
-    }
+    lead_to(&mut to, flow.protocol, service, backend);
     if flow.source == backend.address {
         // The pod would answer itself directly, so it must see another source.
         to.source = endpoint.gateway;
@@ -54,12 +48,24 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
     Ok(true)
 }
 
-/// Returns the service at the packet's destination, and one of its backends.
+/// Returns the service at the packet's destination, and one of its backends. `clients`: `CLIENTS_*`.
 // Not inlined: the keys would take stack in the caller.
 #[inline(never)]
-fn choose<I: Ip>(packet: &Parsed<I>) -> Option<(&'static Service, &'static Backend)> {
-    let service = at(packet)?;
+pub fn choose<I: Ip>(packet: &Parsed<I>, clients: u8) -> Option<(&'static Service, &'static Backend)> {
+    let service = at(packet, clients)?;
     Some((service, maps::backend_of(service)?))
+}
+
+/// Notes in a translation which backend was chosen, and from which list.
+#[inline(always)]
+pub fn lead_to(to: &mut Translation, protocol_number: u8, service: &Service, backend: &Backend) {
+    to.destination = backend.address;
+    to.destination_port = backend.port;
+    to.list = service.list as u32;
+    if protocol_number == protocol::UDP {
+        // An end of its backend ends the flow.
+        to.service = epoch::service(service.id);
+    }
 }
 
 /// Returns whether a packet of the client must choose a backend although its flow has one:
@@ -68,16 +74,16 @@ fn choose<I: Ip>(packet: &Parsed<I>) -> Option<(&'static Service, &'static Backe
 /// - so does a SYN when the service has other backends now;
 /// - a datagram whose backend no longer serves.
 ///
-/// If the programs no longer serve the service, the packet goes to the stack.
+/// If the programs no longer serve the service, the packet goes to the stack. `clients`: `CLIENTS_*`.
 #[inline(never)]
-fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
+pub fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation, clients: u8) -> bool {
     if packet.is_error || !packet.begins_flow() {
         return false;
     }
     if packet.flow.protocol == protocol::TCP && half.state & STATE_REPLIED != 0 {
         return true;
     }
-    let Some(service) = at(packet) else {
+    let Some(service) = at(packet, clients) else {
         return true;
     };
     if half.list == service.list as u32 {
@@ -88,12 +94,20 @@ fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
         || !maps::is_serving(service, &half.destination, half.destination_port)
 }
 
-/// Returns the service at the packet's destination.
+/// Returns the service at the packet's destination. `clients`: `CLIENTS_*`.
 // Not inlined: the key would take stack in the caller.
 #[inline(never)]
-fn at<I: Ip>(packet: &Parsed<I>) -> Option<&'static Service> {
+fn at<I: Ip>(packet: &Parsed<I>, clients: u8) -> Option<&'static Service> {
     let flow = &packet.flow;
-    maps::service(&flow.destination, flow.destination_port, flow.protocol)
+    maps::service(&flow.destination, &I::ANY_ADDRESS, flow.destination_port, flow.protocol, clients)
+}
+
+/// Returns whether a packet to an address of this node, without a translation, begins a flow to a
+/// service. `clients`: `CLIENTS_*`.
+// Not inlined: see `at`.
+#[inline(never)]
+pub fn begins_flow<I: Ip>(packet: &Parsed<I>, clients: u8) -> bool {
+    maps::has_services() && packet.begins_flow() && !packet.is_error && at(packet, clients).is_some()
 }
 
 /// Returns whether a packet is the answer to a pod's packet to a service.
@@ -145,7 +159,7 @@ pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     packet.generation = maps::generation();
     if let Some(entry) = of(packet) {
         let half = entry.get();
-        if half.reply != 0 || !chooses_again(packet, half) {
+        if half.reply != 0 || !chooses_again(packet, half, CLIENTS_INSIDE) {
             return send(ctx, packet, &entry);
         }
         translation::remove::<I>(&packet.flow, half);
@@ -233,9 +247,9 @@ fn send_away<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, entry: &Translatio
         _ => return Err(Drop::BackendGone),
     }
     if maps::is_direct() {
-        return direct::reply(ctx, packet, endpoint, to, Path::DirectOut);
+        return direct::reply(ctx, packet, Some(endpoint), to, Path::DirectOut);
     }
-    tunnel_out::reply(ctx, packet, endpoint, to, Path::TunnelOut, |way, node| {
+    tunnel_out::reply(ctx, packet, Some(endpoint), to, Path::TunnelOut, |way, node| {
         fastpath::learn_service_out(ctx, packet, way, node, entry);
     })
 }

@@ -1,12 +1,15 @@
 //! A packet that does not fit the path to another node.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::Endpoint, reason::Path};
+use podwire_common::{
+    abi::{Endpoint, NextHop},
+    reason::Path,
+};
 
 use super::local;
 use crate::{
     maps,
-    packet::{Ip, Parsed, redirect_into_stack},
+    packet::{Ip, Parsed, Skb, leave, redirect_into_stack},
     verdict::{Outcome, Verdict},
 };
 
@@ -35,6 +38,26 @@ pub fn can_quote<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
 pub fn answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, mtu: u32) -> Outcome {
     I::too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
+}
+
+/// Does the same as [`answer`] for the sender of any packet: a pod, or with `None` a client outside,
+/// in the name of the address that it asked.
+///
+/// # Errors
+/// As [`answer`].
+#[inline(always)]
+pub fn answer_sender<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: Option<&Endpoint>,
+    mtu: u32,
+) -> Outcome {
+    let Some(endpoint) = endpoint else {
+        let headers = &packet.headers;
+        I::too_big(ctx, headers, &headers.destination_address(), &headers.destination_mac, mtu)?;
+        return Ok(Verdict::redirect(Path::TooBigAnswered, leave(ctx, ctx.ifindex(), &NextHop::UNKNOWN)));
+    };
+    answer(ctx, packet, endpoint, mtu)
 }
 
 /// Tells the host stack the same, in the name of the packet's receiver. The error arrives by the

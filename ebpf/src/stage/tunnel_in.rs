@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, NODE_IPSEC_PODS, NODE_IPSEC_TUNNEL, NODE_POD_NETWORK, Node},
+    abi::{CLIENTS_OUTSIDE, FAMILY_IPV4, NODE_IPSEC_PODS, NODE_IPSEC_TUNNEL, NODE_POD_NETWORK, Node},
     addr::{Addr, Be16},
     ecn,
     flow::protocol,
@@ -214,7 +214,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     decapsulated::<Ipv4>(
         ctx,
         |packet| source::refuse_loopback(&packet.headers),
-        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
+        |packet| frontend::from_pod(ctx, packet, CLIENTS_OUTSIDE),
     )
 }
 
@@ -227,7 +227,7 @@ pub fn on_device6(ctx: &TcContext) -> Outcome {
     decapsulated::<Ipv6>(
         ctx,
         |packet| source::refuse_unroutable(&packet.headers),
-        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
+        |packet| frontend::from_pod(ctx, packet, CLIENTS_OUTSIDE),
     )
 }
 

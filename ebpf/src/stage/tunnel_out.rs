@@ -18,8 +18,8 @@ use super::{
 use crate::{
     maps,
     packet::{
-        Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part,
-        redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
+        Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, TunnelEnds, Way, decrement_ttl, encapsulate,
+        fixed_part, redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
     },
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
@@ -51,9 +51,9 @@ pub fn from_pod<I: KnownIp>(
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.decremented(), Path::TunnelOut)
 }
 
-/// Translates a pod's packet and sends it to another node's pod: a hostPort's reply, or a packet to
-/// a service. The caller has checked that the TTL is above 1. `learn` gets the route if it may be
-/// learnt.
+/// Translates a packet and sends it to another node: a hostPort's reply, a packet to a service, or the
+/// answer to one. The caller has checked that the TTL is above 1. `endpoint`: the pod that has sent
+/// it; `None`: a client outside or another node has. `learn` gets the route if it may be learnt.
 ///
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
@@ -61,7 +61,7 @@ pub fn from_pod<I: KnownIp>(
 pub fn reply<I: Ip>(
     ctx: &TcContext,
     packet: &Parsed<I>,
-    endpoint: &Endpoint,
+    endpoint: Option<&Endpoint>,
     to: &Translation,
     path: Path,
     learn: impl FnOnce(&Way, &Node),
@@ -69,11 +69,11 @@ pub fn reply<I: Ip>(
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let mut way = way_to(ctx, packet, node);
     let lookup = ask::<I>(ctx, node, &mut way);
-    // Answer before the translation: the pod knows only its own packet.
+    // Answer before the translation: the sender knows only its own packet.
     if lookup == Lookup::TooBig
         && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)?
     {
-        return too_big::answer(ctx, packet, endpoint, mtu);
+        return too_big::answer_sender(ctx, packet, endpoint, mtu);
     }
     if lookup == Lookup::Found && !goes_through_device::<I>(node) {
         learn(&way, node);
@@ -81,6 +81,11 @@ pub fn reply<I: Ip>(
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
     let translated = fixed_part::<I>(ctx)?;
+    if endpoint.is_none() && ctx.segment_payload() != 0 {
+        // A link may have put the segments together in ways for which the kernel takes no outer
+        // headers from a program.
+        return through_device(ctx, packet, node, &translated);
+    }
     send(ctx, packet, node, (&way, lookup), &translated, path)
 }
 

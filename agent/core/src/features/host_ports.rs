@@ -42,6 +42,6 @@ pub fn frontend(mapping: &PortMapping, address: IpAddr) -> Option<abi::Frontend>
             Transport::Tcp => protocol::TCP,
             Transport::Udp => protocol::UDP,
         },
-        reserved: 0,
+        clients: 0,
     })
 }

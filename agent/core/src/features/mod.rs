@@ -11,7 +11,7 @@ mod tunnel;
 
 pub use host_ports::{frontend, frontends};
 pub use pods::endpoint_entry;
-pub use services::{NotServed, Places, why_not};
+pub use services::{Clients, NotServed, Places, why_not};
 
 use crate::model::{Endpoint, Model, Node};
 use crate::services::{ServedPort, ServiceName};

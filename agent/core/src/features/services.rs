@@ -11,7 +11,9 @@ use podwire_common::flow::protocol;
 
 use super::Scope;
 use crate::model::{Family, Model, Node};
-use crate::services::{Backend, Frontend, FrontendKind, Protocol, ServedPort, ServedServices, ServiceName};
+use crate::services::{
+    Answer, Backend, Frontend, FrontendKind, Protocol, ServedPort, ServedServices, ServiceName,
+};
 use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
@@ -26,8 +28,11 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     for (name, ports) in services {
         for port in ports {
             for frontend in &port.frontends {
-                if why_not(&model.services, &places, name, port, frontend).is_none() {
-                    add(&mut slice, name, port, frontend, flags_of(model, name, frontend));
+                for clients in Clients::ALL {
+                    if why_not(&model.services, &places, name, port, frontend, clients).is_none() {
+                        let flags = flags_of(model, name, frontend);
+                        add(&mut slice, name, port, frontend, clients, flags);
+                    }
                 }
             }
         }
@@ -35,13 +40,45 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     slice
 }
 
+/// Whose connections the programs serve at a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Those of pods and processes of this node.
+    Inside,
+    /// All others.
+    Outside,
+}
+
+impl Clients {
+    /// All variants.
+    pub const ALL: [Self; 2] = [Self::Inside, Self::Outside];
+
+    /// Returns what a frontend does with their new connections. `None`: it is not for them.
+    pub fn answer(self, frontend: &Frontend) -> Option<Answer> {
+        match self {
+            Self::Inside => Some(frontend.inside),
+            Self::Outside => frontend.outside,
+        }
+    }
+
+    /// Returns the number in the table `SERVICES`.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Inside => abi::CLIENTS_INSIDE,
+            Self::Outside => abi::CLIENTS_OUTSIDE,
+        }
+    }
+}
+
 /// Why the programs do not serve a frontend: kube-proxy serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotServed {
     /// The host has IPsec policies, and only the stack asks them.
     IpsecPolicies,
-    /// Its address is one of nodes' or pods', for example a NodePort.
+    /// Its address is a pod's or another node's, or it is a ClusterIP that a link of this node has.
     InCluster,
+    /// It is not for these clients: they are outside, and it is a ClusterIP.
+    NotForClients,
     /// Another service has this address and port.
     OtherService,
     /// It is only for some clients (`loadBalancerSourceRanges`).
@@ -62,6 +99,7 @@ impl NotServed {
         match self {
             Self::IpsecPolicies => "ipsec-policies",
             Self::InCluster => "address-in-cluster",
+            Self::NotForClients => "not-for-clients",
             Self::OtherService => "other-service",
             Self::SourceRanges => "source-ranges",
             Self::Sctp => "sctp",
@@ -72,19 +110,28 @@ impl NotServed {
     }
 }
 
-/// Returns why the programs do not serve a frontend of one of all services. `None`: they do, unless
-/// the host has IPsec policies.
+/// Returns why the programs do not serve a frontend of one of all services to these clients. `None`:
+/// they do, unless the host has IPsec policies.
 pub fn why_not(
     services: &ServedServices,
     places: &Places,
     name: &ServiceName,
     port: &ServedPort,
     frontend: &Frontend,
+    clients: Clients,
 ) -> Option<NotServed> {
-    let backends = port.backends(frontend.inside);
-    let is_of_node = frontend.kind == FrontendKind::NodePort || frontend.address.is_loopback();
+    let Some(answer) = clients.answer(frontend) else {
+        return Some(NotServed::NotForClients);
+    };
+    let backends = port.backends(answer);
+    let is_elsewhere = match frontend.kind {
+        FrontendKind::NodePort => false,
+        // NodeLocal DNSCache has the service's address: there it is the node's.
+        FrontendKind::ClusterIp => places.contain(frontend.address),
+        _ => frontend.address.is_loopback() || places.contain_elsewhere(frontend.address),
+    };
     match () {
-        () if is_of_node || places.contain(frontend.address) => Some(NotServed::InCluster),
+        () if is_elsewhere => Some(NotServed::InCluster),
         () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
         () if !frontend.source_ranges.is_empty() => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
@@ -102,8 +149,10 @@ pub fn why_not(
 pub struct Places {
     /// The podCIDRs of all nodes, sorted. They do not overlap.
     pod_networks: Vec<IpNet>,
-    /// InternalIPs of the other nodes, and all addresses of this node's links.
-    nodes: BTreeSet<IpAddr>,
+    /// InternalIPs of the other nodes.
+    others: BTreeSet<IpAddr>,
+    /// All addresses of this node's links.
+    own: BTreeSet<IpAddr>,
 }
 
 impl Places {
@@ -115,20 +164,31 @@ impl Places {
         // A link may have a service's address: NodeLocal DNSCache listens there.
         let of_links = model.uplinks().flat_map(|uplink| &uplink.addresses).chain(&model.other_addresses);
         // Of this node, only addresses that it has: a provider may translate its InternalIP (NAT).
-        let nodes = model.remote.values().flat_map(Node::addresses).chain(of_links.copied()).collect();
-        Self { pod_networks, nodes }
+        let own = of_links.copied().collect();
+        Self { pod_networks, others: model.remote.values().flat_map(Node::addresses).collect(), own }
     }
 
     fn contain(&self, address: IpAddr) -> bool {
+        self.contain_elsewhere(address) || self.own.contains(&address)
+    }
+
+    fn contain_elsewhere(&self, address: IpAddr) -> bool {
         let after = self.pod_networks.partition_point(|network| network.network() <= address);
         after.checked_sub(1).is_some_and(|last| self.pod_networks[last].contains(&address))
-            || self.nodes.contains(&address)
+            || self.others.contains(&address)
     }
 }
 
-fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Frontend, flags: u32) {
-    let backends: BTreeSet<_> =
-        port.backends(frontend.inside).iter().map(|backend| entry(*backend)).collect();
+fn add(
+    slice: &mut Slice,
+    name: &ServiceName,
+    port: &ServedPort,
+    frontend: &Frontend,
+    clients: Clients,
+    flags: u32,
+) {
+    let backends = clients.answer(frontend).map(|answer| port.backends(answer));
+    let backends: BTreeSet<_> = backends.unwrap_or_default().iter().map(|backend| entry(*backend)).collect();
     let (list, id) = (number((name, port_of(port), &backends)), number((name, port_of(port))));
     for (index, (address, port)) in (0..).zip(&backends) {
         let key = abi::BackendKey { list, index, reserved: 0 };
@@ -146,7 +206,7 @@ fn add(slice: &mut Slice, name: &ServiceName, port: &ServedPort, frontend: &Fron
         address: frontend.address.into(),
         port: Be16::new(frontend.port.get()),
         protocol: number_of(port.protocol),
-        reserved: 0,
+        clients: clients.number(),
     };
     let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
     slice.tables.services.insert(key, abi::Service { list, id, backends, flags });
@@ -243,12 +303,15 @@ mod tests {
     #[test]
     fn only_addresses_in_reach_of_the_programs_are_served() {
         let mut model = model();
-        let places = |model: &Model, address: [u8; 4], backend| {
+        let places_of = |model: &Model, kind, address: [u8; 4], backend| {
             let mut services = ServedServices::default();
-            let port = port(FrontendKind::ExternalIp, address, backend);
+            let port = port(kind, address, backend);
             services.set(&name("web"), Some(vec![port.clone()]));
-            why_not(&services, &Places::of(model), &name("web"), &port, &port.frontends[0])
+            let frontend = &port.frontends[0];
+            why_not(&services, &Places::of(model), &name("web"), &port, frontend, Clients::Inside)
         };
+        let places =
+            |model: &Model, address, backend| places_of(model, FrontendKind::ExternalIp, address, backend);
         let pod = [10, 244, 2, 2];
         let table = [
             (BALANCER, pod, None),
@@ -267,6 +330,10 @@ mod tests {
         // NodeLocal DNSCache puts the service's address on a link.
         model.other_addresses = [[10, 200, 0, 1], [169, 254, 20, 10]].map(IpAddr::from).into();
         assert_eq!(places(&model, BALANCER, [10, 200, 0, 1]), None);
-        assert_eq!(places(&model, [169, 254, 20, 10], pod), Some(NotServed::InCluster));
+        let cluster_ip = |address| places_of(&model, FrontendKind::ClusterIp, address, pod);
+        assert_eq!(cluster_ip([169, 254, 20, 10]), Some(NotServed::InCluster));
+        assert_eq!(cluster_ip([169, 254, 20, 11]), None);
+        // Other programs lead packets to an external address by giving it to a node.
+        assert_eq!(places(&model, [169, 254, 20, 10], pod), None);
     }
 }

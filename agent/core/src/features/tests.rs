@@ -298,8 +298,7 @@ fn a_host_port_is_a_frontend_and_marks_its_endpoint() {
         vec![mapping(None, Transport::Tcp), mapping(Some(ip("10.200.0.1")), Transport::Udp)];
     let slice = desired(&model, Scope::All);
     assert_eq!(slice.tables.endpoints[&ip("10.244.1.2").into()].flags, abi::ENDPOINT_HAS_HOST_PORTS);
-    let frontend =
-        |address, protocol| abi::Frontend { address, port: Be16::new(9088), protocol, reserved: 0 };
+    let frontend = |address, protocol| abi::Frontend { address, port: Be16::new(9088), protocol, clients: 0 };
     let backend = abi::Backend { address: ip("10.244.1.2").into(), port: Be16::new(8080), reserved: [0; 2] };
     let expected = BTreeMap::from([
         (frontend(ip("0.0.0.0").into(), protocol::TCP), backend),

@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, NODE_LOCAL, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    abi::{
+        Flow, NODE_LOCAL, TRANSLATION_HOST, TRANSLATION_OUTSIDE, TRANSLATION_RELAY, TRANSLATION_RESERVATION,
+        TRANSLATION_SNAT,
+    },
     addr::Be16,
     flow::protocol,
     nat,
@@ -31,10 +34,15 @@ pub fn host_out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
         let half = entry.get();
         // The node's own errors about translated flows quote the pod's address, which no outside
         // host knows.
-        if half.kind == TRANSLATION_HOST || packet.is_error {
+        let path = match half.kind {
+            // The answer of a process to a client outside.
+            TRANSLATION_OUTSIDE => Path::ServiceOut,
+            _ => Path::HostSnatOut,
+        };
+        if matches!(half.kind, TRANSLATION_HOST | TRANSLATION_OUTSIDE) || packet.is_error {
             translation::touch(&entry, packet);
             translate(ctx, packet, half)?;
-            return Ok(Verdict::stack(Path::HostSnatOut));
+            return Ok(Verdict::stack(path));
         }
         return Ok(Verdict::PASS);
     }
@@ -54,7 +62,7 @@ pub fn host_out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
                 entry.touch(packet.flow.protocol, state);
                 Ok(Verdict::PASS)
             }
-            TRANSLATION_SNAT | TRANSLATION_HOST => {
+            TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RELAY => {
                 let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
                 match translation::establish::<I>(ctx, &packet.flow, &mut to) {
                     Ok(()) => {

@@ -3,7 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SERVICE, Translation,
+        FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RESERVATION,
+        TRANSLATION_SERVICE, Translation,
     },
     addr::{Addr, Be16},
     flow::{FlowAddr, protocol},
@@ -96,7 +97,8 @@ fn try_port_here<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, olde
 
 #[inline(always)]
 fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
-    let is_node_address = !matches!(to.kind, TRANSLATION_HOST_PORT | TRANSLATION_SERVICE);
+    let is_node_address =
+        !matches!(to.kind, TRANSLATION_HOST_PORT | TRANSLATION_SERVICE | TRANSLATION_OUTSIDE);
     if is_node_address && is_kept_free::<I>(&to.source, to.source_port, original.protocol) {
         return Try::Taken;
     }

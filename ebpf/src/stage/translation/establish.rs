@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, Flow, TRANSLATION_SERVICE, Translation},
+    abi::{FAMILY_IPV4, Flow, TRANSLATION_RELAY, TRANSLATION_SERVICE, Translation},
     addr::Be16,
     flow::FlowAddr,
     nat,
@@ -95,7 +95,7 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
     let random = maps::random();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
     let mut attempt = 0;
-    if to.kind == TRANSLATION_SERVICE {
+    if uses_service_ports(to.kind) {
         match nat::service_port(to.source_port.get()) {
             Some(port) => to.source_port = Be16::new(port),
             None => attempt = 1,
@@ -107,10 +107,8 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
                 break;
             }
             // Read again for each attempt: kept values would take stack.
-            let (first, last) = match to.kind {
-                TRANSLATION_SERVICE => nat::SERVICE_PORTS,
-                _ => maps::snat_ports(),
-            };
+            let (first, last) =
+                if uses_service_ports(to.kind) { nat::SERVICE_PORTS } else { maps::snat_ports() };
             to.source_port = Be16::new(nat::port_for_attempt(attempt, random, first, last));
         }
         attempt += 1;
@@ -136,6 +134,13 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
         Try::There => adopt(original, to),
         _ => Err(Drop::SnatPortsExhausted),
     }
+}
+
+/// Returns whether a flow's source port must leave the ephemeral range. Otherwise another flow from
+/// the same address to the backend itself, a pod's or a process's, might have the same port.
+#[inline(always)]
+fn uses_service_ports(kind: u8) -> bool {
+    matches!(kind, TRANSLATION_SERVICE | TRANSLATION_RELAY)
 }
 
 /// Uses the translation of another CPU, which was first with the same flow.

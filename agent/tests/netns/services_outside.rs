@@ -1,0 +1,270 @@
+//! Services for clients outside the cluster, and NodePorts for clients inside. No rule of the host
+//! translates anything here.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use podwire_common::reason::Path::{RelayIn, RelayOut, ServiceIn, ServiceOut};
+use serde_json::{Value, json};
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{Lab, Mode, Node, Ns, Pod};
+
+use crate::check::{Counted, Counter};
+use crate::icmp_errors::path_mtu;
+use crate::service::service;
+use crate::services::{
+    ENTRIES, OPEN_ENTRIES, POD_PORT, SERVICE_PORT, hears_refusals, lab, object, put_endpoints, serves, slice,
+};
+use crate::sockets::{connect_from, listen, udp, unspecified, wait_until};
+use crate::{FAMILIES, world_end};
+
+const NODE_PORT: u16 = 30_080;
+
+/// External addresses of the services; the second one is the load balancer's.
+fn external(last: u8) -> [[IpAddr; 2]; 2] {
+    [last, last + 100]
+        .map(|last| [IpAddr::from([203, 0, 113, last]), format!("2001:db8:203::{last:x}").parse().unwrap()])
+}
+
+/// Returns a Service object with addresses of all kinds.
+fn open(name: &str, last: u8) -> Value {
+    let mut object = object(name, service(last));
+    let [external, balancer] = external(last);
+    object["spec"]["type"] = "LoadBalancer".into();
+    object["spec"]["externalIPs"] = json!(external);
+    for port in object["spec"]["ports"].as_array_mut().unwrap() {
+        port["nodePort"] = (NODE_PORT + u16::from(last)).into();
+    }
+    let ingress = balancer.map(|address| json!({ "ip": address, "ipMode": "VIP" }));
+    object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
+    object
+}
+
+/// Adds a service with addresses of all kinds, and waits until the programs of both nodes serve it.
+fn add(lab: &Lab, last: u8, endpoints: [&[IpAddr]; 2], before: u32) -> u32 {
+    let name = format!("web-{last}");
+    put_endpoints(lab, &name, last, endpoints, before + ENTRIES);
+    lab.api_server().unwrap().put(open(&name, last));
+    let entries = before + ENTRIES + 3 * OPEN_ENTRIES;
+    for node in [lab.node(0), lab.node(1)] {
+        assert!(serves(node, entries), "{}", node.agent_log_tail(20));
+    }
+    entries
+}
+
+/// Leads a host's packets to the services' external addresses to a node.
+fn lead_to(node: &Node, from: &Ns) {
+    let [via, via6] = node.addresses()[..] else { panic!("one family") };
+    from.ip(&format!("route add 203.0.113.0/24 via {via}\nroute add 2001:db8:203::/64 via {via6}")).unwrap();
+}
+
+/// Returns the addresses and ports at which clients outside reach a service of a node.
+fn places(node: &Node, last: u8, family: usize) -> [SocketAddr; 3] {
+    let [external, balancer] = external(last).map(|addresses| (addresses[family], SERVICE_PORT).into());
+    [(node.addresses()[family], NODE_PORT + u16::from(last)).into(), external, balancer]
+}
+
+/// Reaches a server: TCP, and UDP whole and in fragments. The client hears the address that it asked,
+/// and the server sees this address as the client's.
+fn exchange(client: &Ns, server: &Ns, place: SocketAddr, seen_as: IpAddr) {
+    let route = Route::translated(place, POD_PORT);
+    let exchanges = [
+        traffic::tcp_exchange_on(client, server, route, 1 << 20),
+        traffic::udp_exchange_on(client, server, route, 100),
+        traffic::udp_exchange_on(client, server, route, 4000),
+    ];
+    for exchange in exchanges {
+        let what = format!("{} to {} by {place}", client.name(), server.name());
+        let exchange = exchange.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        assert_eq!(exchange.peer_seen_by_client, place, "{what}");
+        assert_eq!(exchange.peer_seen_by_server.ip(), seen_as, "{what}");
+    }
+}
+
+#[test]
+fn clients_outside_reach_backends_wherever_they_are() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = lab(mode);
+        let [node, other] = [lab.node(0), lab.node(1)];
+        let (near, far) = (node.add_pod("near").unwrap(), other.add_pod("far").unwrap());
+        lead_to(node, lab.underlay());
+        let of_pod = |pod: &Pod| [pod.addresses()[0], pod.addresses()[1]];
+        let mut entries = 0;
+        let servers: [(u8, &Ns, [IpAddr; 2], bool); 4] = [
+            (0x40, &near, of_pod(&near), false),
+            (0x41, &far, of_pod(&far), true),
+            (0x42, node, [node.addresses()[0], node.addresses()[1]], false),
+            (0x43, other, [other.addresses()[0], other.addresses()[1]], true),
+        ];
+        for (last, _, [address, address6], _) in servers {
+            entries = add(&lab, last, [&[address], &[address6]], entries);
+        }
+        for family in FAMILIES {
+            let (world, own) = world_end(&lab, family);
+            for (last, server, _, is_relayed) in servers {
+                let seen_as = if is_relayed { node.addresses()[family] } else { own };
+                let takes: &[Counter] = match (is_relayed, last) {
+                    (true, _) => &[(0, RelayOut), (0, RelayIn)],
+                    _ => &[(0, ServiceIn), (0, ServiceOut)],
+                };
+                for place in places(node, last, family) {
+                    hears_refusals(world, place);
+                    let before = Counted::quiet(&lab);
+                    exchange(world, server, place, seen_as);
+                    Counted::quiet(&lab).since(&before).expect(takes, &[]).unwrap();
+                }
+            }
+            // Of a ClusterIP, nothing answers to the outside.
+            let [cluster_ip, via] =
+                [service(0x40), [node.addresses()[0], node.addresses()[1]]].map(|of| of[family]);
+            lab.underlay().ip(&format!("route add {cluster_ip} via {via}")).unwrap();
+            let before = Counted::quiet(&lab);
+            let refused = connect_from(world, (unspecified(cluster_ip), 0), (cluster_ip, SERVICE_PORT));
+            refused.unwrap_err();
+            Counted::quiet(&lab).since(&before).expect(&[], &[(0, ServiceIn), (0, RelayOut)]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn clients_outside_learn_how_much_the_tunnel_takes() {
+    let lab = lab(Mode::Vxlan);
+    let far = lab.node(1).add_pod("far").unwrap();
+    let [address, address6] = far.addresses() else { panic!("one family") };
+    add(&lab, 0x48, [&[*address], &[*address6]], 0);
+    for family in FAMILIES {
+        let (world, _) = world_end(&lab, family);
+        let place = places(lab.node(0), 0x48, family)[0];
+        let asks = udp(world, (unspecified(place.ip()), 0));
+        asks.send_to(&[0; 1440], place).unwrap();
+        let learnt = || path_mtu(world, place.ip());
+        assert_eq!(wait_until(learnt), Some(1450), "{place}");
+        let seen_as = lab.node(0).addresses()[family];
+        let exchange =
+            traffic::udp_exchange_on(world, &far, Route::translated(place, POD_PORT), 1440).unwrap();
+        assert_eq!(exchange.peer_seen_by_server.ip(), seen_as);
+    }
+}
+
+#[test]
+fn with_the_policy_local_clients_reach_only_backends_here() {
+    let lab = lab(Mode::Vxlan);
+    let [node, other] = [lab.node(0), lab.node(1)];
+    let (near, far) = (node.add_pod("near").unwrap(), other.add_pod("far").unwrap());
+    let client = node.add_pod("client").unwrap();
+    let api = lab.api_server().unwrap();
+    let mut object = open("web", 0x49);
+    object["spec"]["externalTrafficPolicy"] = "Local".into();
+    api.put(object);
+    for family in FAMILIES {
+        let mut slice = slice("web", &[near.addresses()[family], far.addresses()[family]], family);
+        slice["endpoints"][0]["nodeName"] = node.name().into();
+        slice["endpoints"][1]["nodeName"] = other.name().into();
+        api.put(slice);
+    }
+    assert!(serves(node, ENTRIES + 3 * OPEN_ENTRIES), "{}", node.agent_log_tail(20));
+    let listening = [&near, &far].map(|pod| (pod.name(), listen(pod, (Ipv6Addr::UNSPECIFIED, POD_PORT))));
+    listening.iter().for_each(|(_, listener)| listener.set_nonblocking(true).unwrap());
+    // Returns the name of the backend, the client as the backend sees it, and the client itself.
+    let reached = |from: &Ns, place: SocketAddr| {
+        let connection = connect_from(from, (unspecified(place.ip()), 0), place).unwrap();
+        let accepted = || listening.iter().find_map(|(name, of)| Some((*name, of.accept().ok()?.1)));
+        let (name, peer) = wait_until(accepted).unwrap();
+        (name, SocketAddr::new(peer.ip().to_canonical(), peer.port()), connection.local_addr().unwrap())
+    };
+    for family in FAMILIES {
+        let (world, _) = world_end(&lab, family);
+        let place = places(node, 0x49, family)[0];
+        for _ in 0..20 {
+            let (name, seen, client) = reached(world, place);
+            assert_eq!((name, seen), (near.name(), client), "{place}");
+        }
+        // For a pod of the node, the policy does not hold.
+        let names: BTreeSet<_> = (0..40).map(|_| reached(&client, place).0).collect();
+        assert_eq!(names, BTreeSet::from([near.name(), far.name()]), "{place}");
+    }
+}
+
+#[test]
+fn connections_of_clients_outside_outlive_changes_and_restarts() {
+    let lab = lab(Mode::Vxlan);
+    let node = lab.node(0);
+    let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
+    let addresses = |pod: &Pod| [pod.addresses()[0], pod.addresses()[1]];
+    let lead = |pod: &Pod| {
+        let [address, address6] = addresses(pod);
+        put_endpoints(&lab, "web-74", 0x4a, [&[address], &[address6]], ENTRIES);
+        lab.api_server().unwrap().put(open("web-74", 0x4a));
+        assert!(serves(node, ENTRIES + 3 * OPEN_ENTRIES), "{}", node.agent_log_tail(20));
+    };
+    for family in FAMILIES {
+        let (world, _) = world_end(&lab, family);
+        let route = Route::translated(places(node, 0x4a, family)[0], POD_PORT);
+        for (first, second) in [(&far, &near), (&near, &far)] {
+            lead(first);
+            let connects = |to: &Pod| {
+                let reached = || traffic::tcp_exchange_on(world, to, route, 1 << 16).ok();
+                assert!(wait_until(reached).is_some(), "{}", node.agent_log_tail(20));
+            };
+            connects(first);
+            let stream = traffic::tcp_stream_on(world, first, route).unwrap();
+            let asks = udp(world, (unspecified(route.destination.ip()), 0));
+            asks.connect(route.destination).unwrap();
+            let ask = |server: &Pod| {
+                let answers = udp(server, (unspecified(route.destination.ip()), POD_PORT));
+                let mut buffer = [0; 8];
+                asks.send(b"question").unwrap();
+                let (_, from) = answers.recv_from(&mut buffer).unwrap();
+                answers.send_to(b"answer", from).unwrap();
+                asks.recv(&mut buffer).unwrap();
+            };
+            ask(first);
+            lead(second);
+            connects(second);
+            stream.wait_for(1 << 16).unwrap();
+            ask(second);
+            node.kill_agent().unwrap();
+            stream.wait_for(1 << 16).unwrap();
+            connects(second);
+            node.start_agent().unwrap();
+            connects(second);
+            stream.wait_for(1 << 16).unwrap();
+            stream.finish().unwrap();
+        }
+    }
+}
+
+#[test]
+fn nodes_and_pods_reach_the_node_ports_of_all_nodes() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = lab(mode);
+        let [node, other] = [lab.node(0), lab.node(1)];
+        let (near, far) = (node.add_pod("near").unwrap(), other.add_pod("far").unwrap());
+        let client = other.add_pod("client").unwrap();
+        let servers: [(u8, &Ns, [IpAddr; 2], usize); 4] = [
+            (0x44, &near, [near.addresses()[0], near.addresses()[1]], 0),
+            (0x45, &far, [far.addresses()[0], far.addresses()[1]], 1),
+            (0x46, node, [node.addresses()[0], node.addresses()[1]], 0),
+            (0x47, other, [other.addresses()[0], other.addresses()[1]], 1),
+        ];
+        let mut entries = 0;
+        for (last, _, [address, address6], _) in servers {
+            entries = add(&lab, last, [&[address], &[address6]], entries);
+        }
+        for family in FAMILIES {
+            let of_client = client.addresses()[family];
+            for (last, server, _, of) in servers {
+                // By the other node, which sends on what is not its own.
+                let [by_node, _, _] = places(node, last, family);
+                let own = |address| if of == 0 { address } else { node.addresses()[family] };
+                exchange(&client, server, by_node, own(of_client));
+                exchange(other, server, by_node, own(other.addresses()[family]));
+                // By its own node, in whose place nobody else translates.
+                let [by_own, external, balancer] = places(other, last, family);
+                for place in [by_own, external, balancer] {
+                    exchange(&client, server, place, of_client);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Services for clients outside: the world, and pods and processes of other nodes. A backend on this
+//! node sees the client's address. A backend elsewhere sees an address of this node, so that its
+//! answers come back here.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{
+        CLIENTS_OUTSIDE, FAMILY_IPV4, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
+        Translation,
+    },
+    addr::Addr,
+    reason::{Drop, Hook, Path},
+};
+
+use super::{direct, flow, local, service, translation, tunnel_out};
+use crate::{
+    maps::{self, TranslationEntry},
+    packet::{Ip, Parsed, Skb, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// Translates a packet of a client outside to a service, or the answer to one, and sends it on. A
+/// packet that the programs do not serve goes to the host stack.
+///
+/// # Errors
+/// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::NoRouteBack`],
+/// [`Drop::RewriteFailed`], [`Drop::SnatNoAddress`], [`Drop::TunnelTooSmall`], those of
+/// [`translation::establish`].
+#[inline(always)]
+pub fn serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    flow::complete(packet)?;
+    if let Some(entry) = of(packet) {
+        let half = entry.get();
+        if half.reply != 0 || !service::chooses_again(packet, half, CLIENTS_OUTSIDE) {
+            return send(ctx, packet, &entry);
+        }
+        translation::remove::<I>(&packet.flow, half);
+    }
+    if begin(ctx, packet)?
+        && let Some(entry) = of(packet)
+    {
+        return send(ctx, packet, &entry);
+    }
+    Ok(to_stack(ctx))
+}
+
+/// Returns the translation of a packet of a client outside or of an answer to one.
+#[inline(always)]
+fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
+    translation::of(packet)
+        .filter(|entry| matches!(entry.get().kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY))
+}
+
+/// Begins the translation of a client's packet to a service. Returns `false` for all other packets.
+///
+/// # Errors
+/// [`Drop::SnatNoAddress`], those of [`translation::establish`].
+#[inline(never)]
+fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
+    let flow = &packet.flow;
+    if !packet.begins_flow() || packet.is_error || packet.is_authenticated() || flow.source.is_link_local() {
+        return Ok(false);
+    }
+    let Some((service, backend)) = service::choose(packet, CLIENTS_OUTSIDE) else {
+        return Ok(false);
+    };
+    let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);
+    service::lead_to(&mut to, flow.protocol, service, backend);
+    if maps::endpoint(&backend.address).is_none() {
+        let node = maps::node(&backend.address).ok_or(Drop::BackendGone)?;
+        // Processes of this node see the client's address, as pods here do.
+        if node.flags & NODE_LOCAL == 0 {
+            to.kind = TRANSLATION_RELAY;
+            to.source = internal_ip::<I>(node.uplink)?;
+        }
+    }
+    translation::establish::<I>(ctx, flow, &mut to)?;
+    Ok(true)
+}
+
+/// Returns this node's InternalIP of the family: the other nodes' policies know it as this node's.
+/// `uplink`: any uplink.
+///
+/// # Errors
+/// [`Drop::SnatNoAddress`].
+#[inline(always)]
+fn internal_ip<I: Ip>(uplink: u32) -> Result<Addr, Drop> {
+    let address = match I::FAMILY {
+        FAMILY_IPV4 => maps::link(uplink).map(|link| link.tunnel_address),
+        _ => maps::link6(uplink).map(|link| link.tunnel_address),
+    };
+    address.filter(|address| *address != Addr::UNSPECIFIED).ok_or(Drop::SnatNoAddress)
+}
+
+#[inline(never)]
+fn send<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
+    if packet.is_overtaken {
+        return Err(Drop::FragmentBeforeFirst);
+    }
+    translation::touch(entry, packet);
+    let to = entry.get();
+    if let Some(endpoint) = maps::endpoint(&to.destination) {
+        // The client takes the service's address for the pod's, so it must see no hop between them.
+        translate(ctx, packet, to)?;
+        return local::hand_over(ctx, endpoint, Path::ServiceIn);
+    }
+    // Also when two services of two nodes lead to each other, the packet comes to an end.
+    if packet.headers.ttl() <= 1 {
+        return Ok(to_stack(ctx));
+    }
+    if to.reply == 0 { relay(ctx, packet, to) } else { answer(ctx, packet, to) }
+}
+
+/// Sends a client's packet to a backend that is no pod of this node.
+#[inline(always)]
+fn relay<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcome {
+    let node = maps::node(&to.destination).ok_or(Drop::BackendGone)?;
+    match node.flags & (NODE_LOCAL | NODE_ADDRESS) {
+        0 if !maps::is_direct() => tunnel_out::reply(ctx, packet, None, to, Path::RelayOut, |_, _| {}),
+        // Processes of other nodes are reached without the tunnel, from this node's own address.
+        0 | NODE_ADDRESS => relay_without_tunnel(ctx, packet, to, node.uplink),
+        flags if flags & NODE_ADDRESS != 0 => {
+            translate(ctx, packet, to)?;
+            Ok(Verdict::stack(Path::ServiceIn))
+        }
+        _ => Err(Drop::BackendGone),
+    }
+}
+
+// Not inlined: the second translation would take stack beside the tunnel.
+#[inline(never)]
+fn relay_without_tunnel<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    to: &Translation,
+    uplink: u32,
+) -> Outcome {
+    direct::reply(ctx, packet, None, &Translation { ifindex: uplink, ..*to }, Path::RelayOut)
+}
+
+/// Sends an answer from another node to the client, the way that its packet came.
+#[inline(always)]
+fn answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcome {
+    if to.ifindex == maps::vxlan_ifindex() {
+        return tunnel_out::reply(ctx, packet, None, to, Path::RelayIn, |_, _| {});
+    }
+    direct::reply(ctx, packet, None, to, Path::RelayIn)
+}
+
+/// Translates the answer of a process of this node to a client behind the tunnel. All other packets
+/// stay as they are.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+pub fn answer_of_process<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Result<(), Drop> {
+    if !maps::has_services() || flow::complete(packet).is_err() {
+        return Ok(());
+    }
+    match of(packet) {
+        Some(entry) if entry.get().reply != 0 => {
+            translation::touch(&entry, packet);
+            translate(ctx, packet, entry.get())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the verdict for a packet that the programs do not serve.
+#[inline(always)]
+fn to_stack(ctx: &TcContext) -> Verdict {
+    match ctx.served_at() {
+        hook if hook == Hook::FromOverlay as u32 => Verdict::stack(Path::TunnelToStack),
+        _ => Verdict::PASS,
+    }
+}
