@@ -44,10 +44,10 @@ pub struct Config {
     /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
-    /// Whether the programs serve services to pods and to the node's own processes: TCP and UDP to a
-    /// ClusterIP, if all its backends are in the cluster and it has no session affinity.
+    /// Whether the programs serve services: TCP and UDP, if all backends are in the cluster and the
+    /// service has no session affinity.
     ///
-    /// kube-proxy must run as before: it serves all other flows, and those of clients outside.
+    /// kube-proxy must run as before: it serves all others.
     #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]
     pub services: ServiceMode,
     /// File with the services: the output of `kubectl get services,endpointslices -A -o json` or
