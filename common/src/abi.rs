@@ -644,15 +644,17 @@ pub struct Service {
 
 /// [`Service::flags`]: the programs serve the service to pods, but not to this node's own processes.
 pub const SERVICE_NOT_FOR_PROCESSES: u32 = 1;
+/// [`Service::flags`]: only clients in a [`SourceRange`] of the list may begin a flow.
+pub const SERVICE_HAS_SOURCE_RANGES: u32 = 8;
 
-/// `BACKENDS`: the key of one backend of a list.
+/// `BACKENDS`: the key of one backend of a list. `SOURCE_RANGES`: that of a range.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct BackendKey {
     /// [`Service::list`].
     pub list: u64,
-    /// Position, below [`Service::backends`].
+    /// Position: of a backend below [`Service::backends`], of a range below [`MAX_SOURCE_RANGES`].
     pub index: u32,
     /// Explicit padding, zero: part of the key.
     pub reserved: u32,
@@ -671,6 +673,30 @@ pub struct ServingKey {
     pub port: Be16,
     /// Explicit padding, zero: part of the key.
     pub reserved: [u8; 6],
+}
+
+/// The most source ranges that the programs look through.
+pub const MAX_SOURCE_RANGES: u32 = 32;
+
+/// `SOURCE_RANGES`: a network of clients that may use a service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct SourceRange {
+    /// The network's first address.
+    pub network: Addr,
+    /// The bits that all of its addresses share.
+    pub mask: Addr,
+}
+
+impl SourceRange {
+    /// Returns whether the network has an address.
+    #[inline(always)]
+    pub const fn has(&self, address: &Addr) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (address.words(), self.mask.words());
+        let [i, j, k, l] = self.network.words();
+        (a & e) ^ i | (b & f) ^ j | (c & g) ^ k | (d & h) ^ l == 0
+    }
 }
 
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
@@ -850,6 +876,7 @@ plain! {
     Backend: 20,
     Service: 24,
     BackendKey: 16,
+    SourceRange: 32,
     ServingKey: 32,
     RedirectedSocket: 32,
     SocketAddress: 20,

@@ -147,6 +147,9 @@ numbered! {
         /// and no ICMP error can make it smaller: it is a later fragment, or an IPv6 packet of at
         /// most 1280 bytes.
         TunnelTooSmall = 47 "tunnel-too-small",
+        /// A client is in none of the networks that may use a load balancer's address
+        /// (`loadBalancerSourceRanges`).
+        SourceRange = 52 "source-range",
     }
 }
 
@@ -187,6 +190,7 @@ impl Drop {
             Self::TunnelTooSmall => {
                 "Raise the MTU between the nodes to 1350 or more, or set `--tunnel-family ipv4` on all nodes."
             }
+            Self::SourceRange => "If the client may use the service, add it to `loadBalancerSourceRanges`.",
             _ => return None,
         })
     }
@@ -279,13 +283,13 @@ numbered! {
         /// the programs could not point it at a backend. Counts calls, with no bytes.
         BoundToLoopback = 23 "bound-to-loopback",
         /// From a client outside to a service, translated to a backend of this node.
-        ServiceIn = 24 "service-in",
+        ServiceIn = 25 "service-in",
         /// The answer of a backend of this node to a client outside, translated back.
-        ServiceOut = 25 "service-out",
+        ServiceOut = 26 "service-out",
         /// From a client outside to a service, translated to a backend on another node.
-        RelayOut = 26 "relay-out",
+        RelayOut = 27 "relay-out",
         /// The answer of a backend on another node to a client outside, translated back.
-        RelayIn = 27 "relay-in",
+        RelayIn = 28 "relay-in",
     }
 }
 

@@ -153,9 +153,16 @@ macro_rules! tables {
             entries 262_144, option none, rank 11, share $crate::tables::Share::Unlimited
         }
         Agent {
+            /// List of a service's backends, and position → network of clients that may use the
+            /// service. Only for services with `loadBalancerSourceRanges`.
+            SOURCE_RANGES, source_ranges, SourceRanges:
+                LazyHash<$crate::abi::BackendKey, $crate::abi::SourceRange>,
+            entries 65_536, option none, rank 12, share $crate::tables::Share::Unlimited
+        }
+        Agent {
             /// Address, port and protocol of a service → list of its backends, number of the service.
             SERVICES, services, Services: LazyHash<$crate::abi::Frontend, $crate::abi::Service>,
-            entries 65_536, option none, rank 12, share $crate::tables::Share::Unlimited
+            entries 65_536, option none, rank 13, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.

@@ -77,6 +77,7 @@ impl Value for abi::Link {
 
 impl Value for abi::Backend {}
 impl Value for abi::Service {}
+impl Value for abi::SourceRange {}
 impl Value for abi::Node {}
 impl Value for abi::Vtep {}
 impl Value for u32 {}

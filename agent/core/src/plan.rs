@@ -243,6 +243,7 @@ mod tests {
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 backends: backends.into_iter().map(|((list, index), last)| (abi::BackendKey { list, index, reserved: 0 }, backend(last))).collect(),
+                source_ranges: BTreeMap::new(),
                 services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, id: 1, backends: 1, flags: 0 })).collect(),
             };
             let routes = routes.into_iter();

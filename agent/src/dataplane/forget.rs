@@ -26,6 +26,7 @@ use super::maps::Maps;
 /// | | a UDP flow goes on while its backend serves | the service |
 /// | `SERVING` | a UDP flow goes on while its backend serves | removed: the service |
 /// | `BACKENDS` | never: a service's list does not change, and a flow keeps its backend | |
+/// | `SOURCE_RANGES` | never: they admit only new flows | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
 /// A flow holds the region of the other end's address, so `NODES` does not need the previous entry:
@@ -53,6 +54,7 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::Networks(_)
         | TableChange::Serving(_)
         | TableChange::Backends(_)
+        | TableChange::SourceRanges(_)
         | TableChange::TunnelPeers(_)
         | TableChange::Frontends(_)
         | TableChange::Guards(_) => BTreeSet::new(),

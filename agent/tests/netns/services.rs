@@ -194,10 +194,6 @@ fn pods_reach_external_addresses() {
     let differs = || node.map_dump(maps::SERVICES).unwrap() != before;
     assert!(wait_until(|| (differs() && serves(node, ENTRIES + 2 * OPEN_ENTRIES)).then_some(())).is_some());
     reaches(&second);
-    let mut limited = with_addresses("second", 0x39);
-    limited["spec"]["loadBalancerSourceRanges"] = json!(["192.0.2.0/24", "2001:db8:1::/48"]);
-    api.put(limited);
-    assert!(serves(node, ENTRIES + OPEN_ENTRIES), "only kube-proxy looks at the client");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use podwire_common::names::maps;
+use podwire_common::reason::Drop;
 use podwire_common::reason::Path::{RelayIn, RelayOut, ServiceIn, ServiceOut};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
@@ -183,6 +185,57 @@ fn with_the_policy_local_clients_reach_only_backends_here() {
         let names: BTreeSet<_> = (0..40).map(|_| reached(&client, place).0).collect();
         assert_eq!(names, BTreeSet::from([near.name(), far.name()]), "{place}");
     }
+}
+
+#[test]
+fn only_clients_in_the_source_ranges_reach_a_load_balancers_address() {
+    let lab = lab(Mode::Vxlan);
+    let node = lab.node(0);
+    let (near, client) = (node.add_pod("near").unwrap(), node.add_pod("client").unwrap());
+    lead_to(node, lab.underlay());
+    let [address, address6] = near.addresses() else { panic!("one family") };
+    add(&lab, 0x4b, [&[*address], &[*address6]], 0);
+    let allow = |ranges: &[String]| {
+        let before = node.map_dump(maps::SERVICES).unwrap();
+        let mut object = open("web-75", 0x4b);
+        object["spec"]["loadBalancerSourceRanges"] = json!(ranges);
+        lab.api_server().unwrap().put(object);
+        let differs = || (node.map_dump(maps::SERVICES).unwrap() != before).then_some(());
+        assert!(wait_until(differs).is_some(), "{}", node.agent_log_tail(20));
+    };
+    let dropped = || node.drops().unwrap().get(Drop::SourceRange.name()).copied().unwrap_or_default();
+    let check = |ns: &Ns, is_admitted: bool| {
+        for family in FAMILIES {
+            let [_, external, balancer] = places(node, 0x4b, family);
+            let own = if ns.name() == client.name() {
+                client.addresses()[family]
+            } else {
+                world_end(&lab, family).1
+            };
+            // Other addresses of the service are for everyone.
+            exchange(ns, &near, external, own);
+            if is_admitted {
+                exchange(ns, &near, balancer, own);
+                continue;
+            }
+            let before = dropped();
+            let asks = udp(ns, (unspecified(own), 0));
+            asks.send_to(b"question", balancer).unwrap();
+            assert!(wait_until(|| (dropped() > before).then_some(())).is_some(), "{} {balancer}", ns.name());
+        }
+    };
+    let text = |ranges: [&str; 3]| ranges.map(str::to_owned);
+    let pods: Vec<_> = client.addresses().iter().map(ToString::to_string).collect();
+    let of_pod = [format!("{}/32", pods[0]), format!("{}/128", pods[1]), "192.0.2.0/24".to_owned()];
+    let of_world = text(["192.0.2.0/24", "198.51.100.8/29", "2001:db8::/120"]);
+    allow(&of_pod);
+    check(lab.world(), false);
+    check(&client, true);
+    allow(&of_world);
+    check(&client, false);
+    check(lab.world(), true);
+    allow(&text(["192.0.2.0/24", "198.51.100.0/29", "2001:db8:1::/48"]));
+    check(lab.world(), false);
 }
 
 #[test]

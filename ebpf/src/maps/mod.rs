@@ -63,7 +63,7 @@ pub use nodes::{
 pub use redirected_sockets::{
     forget_closed_socket, forget_redirected_socket, redirected_socket, remember_redirected_socket,
 };
-pub use services::{backend_of, chosen_backend_of, is_serving, service};
+pub use services::{admits, backend_of, chosen_backend_of, is_serving, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

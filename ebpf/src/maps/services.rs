@@ -1,12 +1,14 @@
-//! Services and their backends: `SERVICES`, `BACKENDS`, `SERVING`.
+//! Services and their backends: `SERVICES`, `BACKENDS`, `SERVING`, `SOURCE_RANGES`.
 
-use podwire_common::abi::{Backend, BackendKey, Frontend, Service, ServingKey};
+use podwire_common::abi::{
+    Backend, BackendKey, Frontend, MAX_SOURCE_RANGES, SERVICE_HAS_SOURCE_RANGES, Service, ServingKey,
+};
 use podwire_common::addr::{Addr, Be16};
 
 use super::clock::random;
 use super::config::node_ports;
 use super::nodes::is_own_address;
-use super::{BACKENDS, SERVICES, SERVING};
+use super::{BACKENDS, SERVICES, SERVING, SOURCE_RANGES};
 
 /// Returns the service that answers at an address and port, or at a NodePort of this node.
 ///
@@ -46,6 +48,25 @@ pub fn chosen_backend_of(service: &Service, number: u32) -> Option<&'static Back
     let key = BackendKey { list: service.list, index, reserved: 0 };
     // SAFETY: a map element; see `endpoint`.
     unsafe { BACKENDS.get(key) }
+}
+
+/// Returns whether a client may begin a flow to a service.
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+pub fn admits(service: &Service, client: &Addr) -> bool {
+    if service.flags & SERVICE_HAS_SOURCE_RANGES == 0 {
+        return true;
+    }
+    let mut key = BackendKey { list: service.list, index: 0, reserved: 0 };
+    while key.index < MAX_SOURCE_RANGES {
+        // SAFETY: a map element; see `endpoint`.
+        match unsafe { SOURCE_RANGES.get(key) } {
+            Some(range) if range.has(client) => return true,
+            Some(_) => key.index += 1,
+            None => break,
+        }
+    }
+    false
 }
 
 /// Returns whether UDP flows of a service to a backend go on.

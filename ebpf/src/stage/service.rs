@@ -26,7 +26,7 @@ use crate::{
 /// Begins the translation of a pod's packet to a service. Returns `false` for all other packets.
 ///
 /// # Errors
-/// Those of [`translation::establish`].
+/// [`Drop::SourceRange`], those of [`translation::establish`].
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<bool, Drop> {
     let flow = &packet.flow;
@@ -36,6 +36,9 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
     let Some((service, backend)) = choose(packet, CLIENTS_INSIDE) else {
         return Ok(false);
     };
+    if !maps::admits(service, &flow.source) {
+        return Err(Drop::SourceRange);
+    }
     let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
     let mut to = translation::begin(TRANSLATION_SERVICE, uplink, flow);
     lead_to(&mut to, flow.protocol, service, backend);
@@ -150,7 +153,7 @@ pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::IpsecPolicy`],
-/// [`Drop::NoRouteBack`], [`Drop::TunnelTooSmall`], those of [`translation::establish`] and
+/// [`Drop::NoRouteBack`], [`Drop::SourceRange`], [`Drop::TunnelTooSmall`], those of [`translation::establish`] and
 /// [`snat::from_pod`].
 #[inline(always)]
 pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {

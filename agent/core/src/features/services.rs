@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use podwire_common::abi;
@@ -81,7 +81,7 @@ pub enum NotServed {
     NotForClients,
     /// Another service has this address and port.
     OtherService,
-    /// It is only for some clients (`loadBalancerSourceRanges`).
+    /// It has more `loadBalancerSourceRanges` than the programs look through.
     SourceRanges,
     /// It is SCTP: its checksum covers the ports, and the programs cannot compute it.
     Sctp,
@@ -133,7 +133,7 @@ pub fn why_not(
     match () {
         () if is_elsewhere => Some(NotServed::InCluster),
         () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
-        () if !frontend.source_ranges.is_empty() => Some(NotServed::SourceRanges),
+        () if frontend.source_ranges.len() > abi::MAX_SOURCE_RANGES as usize => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
         () if port.affinity.is_some() => Some(NotServed::SessionAffinity),
         () if backends.is_empty() => Some(NotServed::NoBackend),
@@ -189,7 +189,12 @@ fn add(
 ) {
     let backends = clients.answer(frontend).map(|answer| port.backends(answer));
     let backends: BTreeSet<_> = backends.unwrap_or_default().iter().map(|backend| entry(*backend)).collect();
-    let (list, id) = (number((name, port_of(port), &backends)), number((name, port_of(port))));
+    let id = number((name, port_of(port)));
+    let list = number((name, port_of(port), &backends, &frontend.source_ranges));
+    for (index, network) in (0..).zip(&frontend.source_ranges) {
+        let key = abi::BackendKey { list, index, reserved: 0 };
+        slice.tables.source_ranges.insert(key, range(*network));
+    }
     for (index, (address, port)) in (0..).zip(&backends) {
         let key = abi::BackendKey { list, index, reserved: 0 };
         slice.tables.backends.insert(key, abi::Backend { address: *address, port: *port, reserved: [0; 2] });
@@ -212,6 +217,13 @@ fn add(
     slice.tables.services.insert(key, abi::Service { list, id, backends, flags });
 }
 
+fn range(network: IpNet) -> abi::SourceRange {
+    // IPv4 addresses stand behind 96 bits that they all have.
+    let mask = u128::MAX.checked_shl(u32::from(network.max_prefix_len() - network.prefix_len()));
+    let mask = Ipv6Addr::from(mask.unwrap_or_default());
+    abi::SourceRange { network: network.network().into(), mask: IpAddr::from(mask).into() }
+}
+
 type Entry = (Addr, Be16);
 
 fn entry(backend: Backend) -> Entry {
@@ -226,13 +238,26 @@ fn number_of(transport: Protocol) -> u8 {
     }
 }
 
-/// Returns the flags of a frontend. The agent itself may reach the API server by it. If the API server
+/// Returns the flags of a frontend.
+///
+/// A process has one of this node's addresses, but the program at its call does not know which. So it
+/// may use an address with source ranges only if they have this node's InternalIP. The agent itself may reach the API server by it. If the API server
 /// moved while the agent has no connection, tables that only the agent renews would keep the agent
 /// away from it for ever.
 fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
     let is_kubernetes = name.namespace == "default" && name.name == "kubernetes";
     let is_asked = model.api_server == Some(SocketAddr::new(frontend.address, frontend.port.get()));
-    if is_kubernetes || is_asked { abi::SERVICE_NOT_FOR_PROCESSES } else { 0 }
+    let ranges = &frontend.source_ranges;
+    let of_node = model.own.iter().flat_map(Node::addresses);
+    let admits_node = ranges.is_empty() || of_node.into_iter().any(|address| contains(ranges, address));
+    let for_processes = !is_kubernetes && !is_asked && admits_node;
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    flag(!for_processes, abi::SERVICE_NOT_FOR_PROCESSES)
+        | flag(!ranges.is_empty(), abi::SERVICE_HAS_SOURCE_RANGES)
+}
+
+fn contains(ranges: &[IpNet], address: IpAddr) -> bool {
+    ranges.iter().any(|range| range.contains(&address))
 }
 
 /// What tells the ports of a service apart.
@@ -251,6 +276,8 @@ fn number(of: impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::model::Mode;
 
@@ -298,6 +325,53 @@ mod tests {
         assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0], "another port");
         model.api_server = Some((IpAddr::from(BALANCER), 80).into());
         assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES; 2]);
+    }
+
+    #[test]
+    fn each_kind_of_client_has_entries_of_its_own() {
+        let mut model = model();
+        let [near, far] = [[10, 244, 1, 2], [10, 244, 2, 2]].map(IpAddr::from);
+        let mut port =
+            ServedPort::example(&[(FrontendKind::NodePort, Ipv4Addr::UNSPECIFIED.into())], &[near, far]);
+        port.local = vec![port.cluster[0]];
+        port.frontends[0].outside = Some(Answer::Local);
+        model.services.set(&name("web"), Some(vec![port]));
+        let tables = desired(&model, Scope::All).tables;
+        let reached = |clients| {
+            let (_, service) = tables.services.iter().find(|(key, _)| key.clients == clients).unwrap();
+            let of_list = tables.backends.iter().filter(|(key, _)| key.list == service.list);
+            of_list.map(|(_, backend)| IpAddr::from(backend.address)).collect::<Vec<_>>()
+        };
+        assert_eq!(reached(abi::CLIENTS_INSIDE), [near, far]);
+        assert_eq!(reached(abi::CLIENTS_OUTSIDE), [near]);
+    }
+
+    #[test]
+    fn source_ranges_have_the_lists_number() {
+        let mut model = model();
+        let mut limited = |ranges: &[&str]| {
+            let mut port = port(FrontendKind::LoadBalancer, BALANCER, [10, 244, 2, 2]);
+            port.frontends[0].source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            model.services.set(&name("web"), Some(vec![port]));
+            desired(&model, Scope::All).tables
+        };
+        let has = |range: &abi::SourceRange, address: [u8; 4]| range.has(&IpAddr::from(address).into());
+        let tables = limited(&["192.0.2.0/25", "10.200.0.1/32"]);
+        let service = tables.services.values().next().unwrap();
+        assert_eq!(service.flags, abi::SERVICE_HAS_SOURCE_RANGES, "this node is in them");
+        let [(first, wide), (second, own)] = tables.source_ranges.iter().collect::<Vec<_>>()[..] else {
+            panic!("two")
+        };
+        assert_eq!((first.list, first.index, second.index), (service.list, 0, 1));
+        assert!(has(wide, [192, 0, 2, 127]) && !has(wide, [192, 0, 2, 128]) && !has(wide, [0, 0, 2, 127]));
+        assert!(has(own, [10, 200, 0, 1]) && !has(own, [10, 200, 0, 0]));
+        let other = limited(&["192.0.2.0/24"]);
+        let changed = other.services.values().next().unwrap();
+        assert_ne!(changed.list, service.list);
+        assert_eq!(changed.flags, abi::SERVICE_HAS_SOURCE_RANGES | abi::SERVICE_NOT_FOR_PROCESSES);
+        assert_eq!(limited(&[]).source_ranges.len(), 0);
+        let many: Vec<_> = (0..33).map(|last| format!("192.0.2.{last}/32")).collect();
+        assert!(limited(&many.iter().map(String::as_str).collect::<Vec<_>>()).services.is_empty());
     }
 
     #[test]

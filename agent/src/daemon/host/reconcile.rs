@@ -214,5 +214,13 @@ fn name_as_they_are(want: &mut Slice, host: &Host) {
 
 /// Returns whether an operation changes a table of services.
 fn is_of_services(op: &Op) -> bool {
-    matches!(op, Op::Table(TableChange::Services(_) | TableChange::Serving(_) | TableChange::Backends(_)))
+    matches!(
+        op,
+        Op::Table(
+            TableChange::Services(_)
+                | TableChange::Serving(_)
+                | TableChange::Backends(_)
+                | TableChange::SourceRanges(_)
+        )
+    )
 }
