@@ -297,7 +297,7 @@ pub struct Translation {
     /// Destination port after translation, network order.
     pub destination_port: Be16,
     /// The link on the outside of the flow: towards the world, towards the client of a hostPort, or
-    /// towards the backend of a service (0: it is on this node).
+    /// towards the backend of a service (0: it is on this node, or outside the cluster).
     pub ifindex: u32,
     /// When the host's rules last decided: on this flow's first packet, or on the first packet of
     /// the other connection that decides for this flow too ([`Self::past_stack`]). Lower half of

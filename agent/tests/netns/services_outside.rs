@@ -2,7 +2,7 @@
 //! translates anything here.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podwire_common::names::maps;
 use podwire_common::reason::Drop;
@@ -21,6 +21,8 @@ use crate::sockets::{connect_from, listen, udp, unspecified, wait_until};
 use crate::{FAMILIES, world_end};
 
 const NODE_PORT: u16 = 30_080;
+/// A host of the underlay that is not a node.
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 77);
 
 /// External addresses of the services; the second one is the load balancer's.
 fn external(last: u8) -> [[IpAddr; 2]; 2] {
@@ -184,6 +186,39 @@ fn with_the_policy_local_clients_reach_only_backends_here() {
         // For a pod of the node, the policy does not hold.
         let names: BTreeSet<_> = (0..40).map(|_| reached(&client, place).0).collect();
         assert_eq!(names, BTreeSet::from([near.name(), far.name()]), "{place}");
+    }
+}
+
+#[test]
+fn backends_outside_the_cluster_are_reached_from_everywhere() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = lab(mode);
+        let node = lab.node(0);
+        let client = node.add_pod("client").unwrap();
+        let host = lab.add_host("host", HOST.into()).unwrap();
+        let [address, address6] = lab.world_addresses()[..] else { panic!("one family") };
+        add(&lab, 0x4c, [&[address], &[address6]], 0);
+        for family in FAMILIES {
+            let seen_as = node.addresses()[family];
+            let cluster_ip = SocketAddr::new(service(0x4c)[family], SERVICE_PORT);
+            let [node_port, external, balancer] = places(node, 0x4c, family);
+            if family == 1 && mode == Mode::Vxlan {
+                // Nobody cuts packets of IPv6 on the way to the smaller links of pods, so the first large
+                // answer is lost.
+                let route = Route::translated(cluster_ip, POD_PORT);
+                traffic::udp_exchange_on(&client, lab.world(), route, 4000).unwrap_err();
+                assert_eq!(path_mtu(lab.world(), seen_as), Some(1450), "{mode:?}");
+            }
+            for place in [cluster_ip, node_port, external, balancer] {
+                hears_refusals(&client, place);
+                exchange(&client, lab.world(), place, seen_as);
+                exchange(node, lab.world(), place, seen_as);
+            }
+            exchange(lab.world(), lab.world(), node_port, seen_as);
+            if family == 0 {
+                exchange(&host, lab.world(), node_port, seen_as);
+            }
+        }
     }
 }
 

@@ -71,11 +71,12 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);
     service::lead_to(&mut to, flow.protocol, service, backend);
     if maps::endpoint(&backend.address).is_none() {
-        let node = maps::node(&backend.address).ok_or(Drop::BackendGone)?;
+        let (flags, uplink) =
+            maps::node(&backend.address).map_or((0, to.ifindex), |node| (node.flags, node.uplink));
         // Processes of this node see the client's address, as pods here do.
-        if node.flags & NODE_LOCAL == 0 {
+        if flags & NODE_LOCAL == 0 {
             to.kind = TRANSLATION_RELAY;
-            to.source = internal_ip::<I>(node.uplink)?;
+            to.source = internal_ip::<I>(uplink)?;
         }
     }
     translation::establish::<I>(ctx, flow, &mut to)?;
@@ -118,7 +119,9 @@ fn send<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) ->
 /// Sends a client's packet to a backend that is no pod of this node.
 #[inline(always)]
 fn relay<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcome {
-    let node = maps::node(&to.destination).ok_or(Drop::BackendGone)?;
+    let Some(node) = maps::node(&to.destination) else {
+        return relay_without_tunnel(ctx, packet, to, to.ifindex);
+    };
     match node.flags & (NODE_LOCAL | NODE_ADDRESS) {
         0 if !maps::is_direct() => tunnel_out::reply(ctx, packet, None, to, Path::RelayOut, |_, _| {}),
         // Processes of other nodes are reached without the tunnel, from this node's own address.

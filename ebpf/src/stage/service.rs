@@ -233,12 +233,19 @@ fn from_host<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Ou
     Ok(Verdict::stack(Path::FromStack))
 }
 
-/// Sends a pod's packet to a backend on another node, or to this node's own process.
+/// Sends a pod's packet to a backend on another node, to this node's own process, or into the world.
 #[inline(always)]
 fn send_away<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let (endpoint, to) = (ends::sending_pod(&packet.headers, &packet.headers.source_address()), entry.get());
     let endpoint = endpoint.ok_or(Drop::BackendGone)?;
-    let node = maps::node(&to.destination).ok_or(Drop::BackendGone)?;
+    let Some(node) = maps::node(&to.destination) else {
+        // A pod of a node that is gone would be looked for in the world.
+        if to.ifindex != 0 {
+            return Err(Drop::BackendGone);
+        }
+        translate(ctx, packet, to)?;
+        return Ok(Verdict::stack(Path::ToStack));
+    };
     match node.flags & (NODE_LOCAL | NODE_ADDRESS | NODE_IPSEC_PODS) {
         0 | NODE_ADDRESS => {}
         // Only the stack would ask the policy, but it accepts no packet that is translated here.

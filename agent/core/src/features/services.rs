@@ -89,8 +89,6 @@ pub enum NotServed {
     SessionAffinity,
     /// Clients of this node have no backend there.
     NoBackend,
-    /// A backend is outside the cluster: the flow needs SNAT as well.
-    BackendOutside,
 }
 
 impl NotServed {
@@ -105,7 +103,6 @@ impl NotServed {
             Self::Sctp => "sctp",
             Self::SessionAffinity => "session-affinity",
             Self::NoBackend => "no-backend",
-            Self::BackendOutside => "backend-outside",
         }
     }
 }
@@ -137,9 +134,6 @@ pub fn why_not(
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
         () if port.affinity.is_some() => Some(NotServed::SessionAffinity),
         () if backends.is_empty() => Some(NotServed::NoBackend),
-        () if !backends.iter().all(|backend| places.contain(backend.address)) => {
-            Some(NotServed::BackendOutside)
-        }
         () => None,
     }
 }
@@ -377,37 +371,30 @@ mod tests {
     #[test]
     fn only_addresses_in_reach_of_the_programs_are_served() {
         let mut model = model();
-        let places_of = |model: &Model, kind, address: [u8; 4], backend| {
+        let places_of = |model: &Model, kind, address: [u8; 4]| {
             let mut services = ServedServices::default();
-            let port = port(kind, address, backend);
+            let port = port(kind, address, [10, 244, 2, 2]);
             services.set(&name("web"), Some(vec![port.clone()]));
             let frontend = &port.frontends[0];
             why_not(&services, &Places::of(model), &name("web"), &port, frontend, Clients::Inside)
         };
-        let places =
-            |model: &Model, address, backend| places_of(model, FrontendKind::ExternalIp, address, backend);
-        let pod = [10, 244, 2, 2];
+        let external = |model: &Model, address| places_of(model, FrontendKind::ExternalIp, address);
         let table = [
-            (BALANCER, pod, None),
-            (BALANCER, [10, 200, 0, 2], None),
-            (BALANCER, [198, 51, 100, 1], Some(NotServed::BackendOutside)),
-            // A provider translates this node's InternalIP: no link has it.
-            (BALANCER, [10, 200, 0, 1], Some(NotServed::BackendOutside)),
-            ([10, 200, 0, 2], pod, Some(NotServed::InCluster)),
-            ([10, 244, 1, 9], pod, Some(NotServed::InCluster)),
-            ([127, 0, 0, 1], pod, Some(NotServed::InCluster)),
-            ([169, 254, 20, 10], pod, None),
+            (BALANCER, None),
+            ([10, 200, 0, 2], Some(NotServed::InCluster)),
+            ([10, 244, 1, 9], Some(NotServed::InCluster)),
+            ([127, 0, 0, 1], Some(NotServed::InCluster)),
+            ([169, 254, 20, 10], None),
         ];
-        for (address, backend, expected) in table {
-            assert_eq!(places(&model, address, backend), expected, "{address:?} {backend:?}");
+        for (address, expected) in table {
+            assert_eq!(external(&model, address), expected, "{address:?}");
         }
         // NodeLocal DNSCache puts the service's address on a link.
         model.other_addresses = [[10, 200, 0, 1], [169, 254, 20, 10]].map(IpAddr::from).into();
-        assert_eq!(places(&model, BALANCER, [10, 200, 0, 1]), None);
-        let cluster_ip = |address| places_of(&model, FrontendKind::ClusterIp, address, pod);
+        let cluster_ip = |address| places_of(&model, FrontendKind::ClusterIp, address);
         assert_eq!(cluster_ip([169, 254, 20, 10]), Some(NotServed::InCluster));
         assert_eq!(cluster_ip([169, 254, 20, 11]), None);
         // Other programs lead packets to an external address by giving it to a node.
-        assert_eq!(places(&model, [169, 254, 20, 10], pod), None);
+        assert_eq!(external(&model, [169, 254, 20, 10]), None);
     }
 }
