@@ -48,6 +48,8 @@ pub trait Ip: Copy {
     const ETHERTYPE: u16;
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Type and code of the ICMP error about a packet that does not fit a link.
+    const TOO_BIG: [u8; 2];
     /// The least MTU that an error about a packet that does not fit may name.
     const LEAST_MTU: u32;
     /// `AF_*` of the family, as in [`podwire_common::abi::NextHop::family`].
@@ -135,24 +137,24 @@ pub trait Ip: Copy {
     fn datagram_protocol(&self) -> u8;
     /// Returns whether nothing stands between this part of the header and the transport header.
     fn is_bare(&self, walk: &Self::Walk) -> bool;
-    /// Returns whether the quote of [`Ip::too_big`] has what receivers read of the transport header.
+    /// Returns whether the quote of [`Ip::answer_with_error`] has what receivers read of the transport
+    /// header.
     fn is_quotable(&self, walk: &Self::Walk) -> bool;
     /// Returns whether the packet has an authentication header, which covers the addresses. Only
     /// IPv6 has it in front of the transport; in IPv4 it is the transport.
     fn is_authenticated(&self, walk: &Self::Walk) -> bool;
     /// Returns the kind of an ICMP message by its type.
     fn icmp_kind(kind: u8) -> IcmpKind;
-    /// Turns a packet that [is quotable](Ip::is_quotable) into the error that answers it in a
-    /// router's name: it does not fit a link of `mtu` bytes.
+    /// Turns a packet that [is quotable](Ip::is_quotable) into the ICMP error that answers it.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
-    fn too_big(
+    fn answer_with_error(
         ctx: &TcContext,
         headers: &Headers<Self>,
-        router: &Addr,
-        router_mac: &Mac,
-        mtu: u32,
+        from: &Addr,
+        from_mac: &Mac,
+        error: IcmpError,
     ) -> Result<(), Drop>;
     /// Reads the header of a packet that an ICMP error quotes at `offset`.
     ///
@@ -215,6 +217,17 @@ pub trait Ip: Copy {
         destination: Self::FlowAddr,
         ports: [Be16; 2],
     ) -> Result<(), Drop>;
+}
+
+/// An ICMP error that a program sends about a packet.
+#[derive(Clone, Copy)]
+pub struct IcmpError {
+    /// Type and code.
+    pub kind: [u8; 2],
+    /// Bytes of the packet that it is about.
+    pub length: u16,
+    /// The MTU that it names, or 0.
+    pub mtu: u32,
 }
 
 /// Kind of an ICMP message.

@@ -1,5 +1,5 @@
-//! ICMPv6 that the programs send themselves: the error about a packet that does not fit (RFC 4443
-//! section 3.2), and the answer to a solicitation for a pod's gateway (RFC 4861 section 4.4).
+//! ICMPv6 that the programs send themselves: errors (RFC 4443 section 3), and the answer to a
+//! solicitation for a pod's gateway (RFC 4861 section 4.4).
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -12,9 +12,8 @@ use podwire_common::{
 
 use super::{
     Headers, Ipv6, Parsed, Skb, checksum,
-    headers::{ETHERNET_LENGTH, ethertype},
+    headers::{ETHERNET_LENGTH, IcmpError, ethertype},
 };
-use crate::helpers::bpf_skb_change_tail;
 
 /// Bytes in front of a message.
 const HEADERS: u32 = ETHERNET_LENGTH + 40;
@@ -24,7 +23,6 @@ const QUOTE: usize = 64;
 /// The most bytes in front of the transport header with which the quote has all that receivers read.
 pub const LONGEST_QUOTED_HEADERS: u16 = QUOTE as u16 - 8;
 const HOP_LIMIT: u8 = 64;
-const PACKET_TOO_BIG: u8 = 2;
 /// Neighbour discovery has this hop limit, so that no router can forward it (RFC 4861 section 3.1).
 pub const ON_LINK_HOP_LIMIT: u8 = 255;
 const ADVERTISEMENT: u8 = 136;
@@ -41,23 +39,24 @@ struct Message {
     sum: u32,
 }
 
-/// Turns the packet into the "packet too big" error that answers it in a router's name.
+/// Turns the packet into the error that answers it.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
 // Body and headers are stored by two functions, one after the other: together they would take too
 // much stack.
 #[inline(always)]
-pub fn too_big(
+pub fn answer(
     ctx: &TcContext,
     headers: &Headers<Ipv6>,
-    router: &Addr,
-    router_mac: &Mac,
-    mtu: u32,
+    from: &Addr,
+    from_mac: &Mac,
+    error: IcmpError,
 ) -> Result<(), Drop> {
-    let sum = store_too_big(ctx, mtu)?;
-    let message = Message { length: size_of::<TooBig>() as u16, hop_limit: HOP_LIMIT, sum };
-    store_headers(ctx, headers, router, router_mac, &message)
+    let sum = store_error(ctx, error)?;
+    let length = 8 + error.length.min(QUOTE as u16);
+    store_headers(ctx, headers, from, from_mac, &Message { length, hop_limit: HOP_LIMIT, sum })?;
+    if error.length < QUOTE as u16 { ctx.resize(HEADERS + u32::from(length)) } else { Ok(()) }
 }
 
 /// Answers a neighbour solicitation for the pods' gateway.
@@ -72,15 +71,13 @@ pub fn advertise_gateway(ctx: &TcContext, packet: &Parsed<Ipv6>, mac: Mac) -> Re
     store_headers(ctx, &packet.headers, &Addr { bytes: GATEWAY6 }, &mac, &message)
 }
 
+/// Stores the body of an error. Its quote may end with zeros that the packet does not have: the sum
+/// is the same without them.
 #[inline(never)]
-fn store_too_big(ctx: &TcContext, mtu: u32) -> Result<u32, Drop> {
-    let mut body = TooBig {
-        kind: PACKET_TOO_BIG,
-        code: 0,
-        checksum: Be16::ZERO,
-        mtu: mtu.to_be_bytes(),
-        quote: [0; QUOTE],
-    };
+fn store_error(ctx: &TcContext, error: IcmpError) -> Result<u32, Drop> {
+    let [kind, code] = error.kind;
+    let mut body = Body { kind, code, checksum: Be16::ZERO, mtu: error.mtu.to_be_bytes(), quote: [0; QUOTE] };
+    ctx.resize(HEADERS + size_of::<Body>() as u32)?;
     ctx.load_into(ETHERNET_LENGTH, &mut body.quote)?;
     store_body(ctx, &body)
 }
@@ -97,18 +94,13 @@ fn store_advertisement(ctx: &TcContext, mac: Mac) -> Result<u32, Drop> {
         option_length: 1,
         mac,
     };
+    ctx.resize(HEADERS + size_of::<Advertisement>() as u32)?;
     store_body(ctx, &body)
 }
 
-/// Cuts or extends the packet to the length of the message, stores the body, and returns the sum
-/// over it. A large segment becomes a single packet.
+/// Stores the body, and returns the sum over it.
 #[inline(always)]
 fn store_body<T>(ctx: &TcContext, body: &T) -> Result<u32, Drop> {
-    let length = HEADERS as usize + size_of::<T>();
-    // SAFETY: the context is valid.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) } != 0 {
-        return Err(Drop::RewriteFailed);
-    }
     ctx.store_at(HEADERS, body)?;
     Ok(checksum::add(0, (&raw const *body).cast(), size_of::<T>()))
 }
@@ -145,7 +137,7 @@ fn store_headers(
 }
 
 #[repr(C)]
-struct TooBig {
+struct Body {
     kind: u8,
     code: u8,
     checksum: Be16,
@@ -165,5 +157,5 @@ struct Advertisement {
     mac: Mac,
 }
 
-const _: () = assert!(size_of::<TooBig>() == 72);
+const _: () = assert!(size_of::<Body>() == 72);
 const _: () = assert!(size_of::<Advertisement>() == 32);

@@ -10,14 +10,16 @@ use podwire_common::{
 };
 
 use super::{
-    Parsed, Skb as _,
-    headers::{Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
+    Parsed, Skb as _, checksum,
+    headers::{Fragment, Headers, IcmpError, IcmpKind, Ip, Quoted, ethertype},
     icmp,
     parsed::load_within,
     rewrite,
 };
 
 const MINIMUM_HEADER: u32 = 20;
+/// Time to live of packets that the programs send themselves.
+const OWN_TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
@@ -53,6 +55,8 @@ const _: () = assert!(size_of::<Headers<Ipv4>>() == 34);
 impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const ICMP: u8 = protocol::ICMP;
+    // Destination unreachable, fragmentation needed (RFC 1191).
+    const TOO_BIG: [u8; 2] = [3, 4];
     const LEAST_MTU: u32 = 0;
     const FAMILY: u32 = FAMILY_IPV4;
     const ANY_ADDRESS: Addr = Addr::from_v4([0; 4]);
@@ -248,14 +252,14 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
-    fn too_big(
+    fn answer_with_error(
         ctx: &TcContext,
         headers: &Headers<Self>,
-        router: &Addr,
-        router_mac: &Mac,
-        mtu: u32,
+        from: &Addr,
+        from_mac: &Mac,
+        error: IcmpError,
     ) -> Result<(), Drop> {
-        icmp::too_big(ctx, headers, router, router_mac, mtu)
+        icmp::answer(ctx, headers, from, from_mac, error)
     }
 
     #[inline(always)]
@@ -326,6 +330,25 @@ impl Ip for Ipv4 {
 }
 
 impl Ipv4 {
+    /// Returns the header of a packet that a program sends itself. `length`: bytes after the header.
+    #[inline(always)]
+    pub fn new(source: [u8; 4], destination: [u8; 4], protocol: u8, length: u16) -> Self {
+        let mut header = Self {
+            version_length: 0x45,
+            traffic_class: 0,
+            total_length: Be16::new(MINIMUM_HEADER as u16 + length),
+            identification: [0; 2],
+            fragment: Be16::ZERO,
+            ttl: OWN_TTL,
+            protocol,
+            checksum: Be16::ZERO,
+            source,
+            destination,
+        };
+        header.checksum = checksum::of_ip(&header);
+        header
+    }
+
     #[inline(always)]
     fn fixed_part_with(&self, ttl: u8, checksum: Be16) -> FixedPart {
         FixedPart {

@@ -12,7 +12,7 @@ use podwire_common::{
 
 use super::{
     Parsed, Skb, checksum,
-    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
+    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpError, IcmpKind, Ip, Quoted, ethertype},
     icmp6,
     parsed::load_within,
     rewrite,
@@ -90,6 +90,8 @@ struct Extension {
 impl Ip for Ipv6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const ICMP: u8 = protocol::ICMPV6;
+    // RFC 4443 section 3.2.
+    const TOO_BIG: [u8; 2] = [2, 0];
     // RFC 8200 section 5. Linux ignores an error that says less.
     const LEAST_MTU: u32 = 1280;
     const FAMILY: u32 = FAMILY_IPV6;
@@ -280,14 +282,14 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
-    fn too_big(
+    fn answer_with_error(
         ctx: &TcContext,
         headers: &Headers<Self>,
-        router: &Addr,
-        router_mac: &Mac,
-        mtu: u32,
+        from: &Addr,
+        from_mac: &Mac,
+        error: IcmpError,
     ) -> Result<(), Drop> {
-        icmp6::too_big(ctx, headers, router, router_mac, mtu)
+        icmp6::answer(ctx, headers, from, from_mac, error)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use podwire_common::{
 
 use super::{
     Ipv4, Skb,
-    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpKind, Ip},
+    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpError, IcmpKind, Ip},
     link_header,
 };
 
@@ -235,7 +235,13 @@ impl<I: Ip> Parsed<I> {
         self.headers.ip.is_bare(&self.walk)
     }
 
-    /// Returns whether the error about a packet that is too big can quote this one.
+    /// Returns the ICMP error about this packet, of a type and code of [`Ip`].
+    #[inline(always)]
+    pub fn error(&self, kind: [u8; 2], mtu: u32) -> IcmpError {
+        IcmpError { kind, length: self.length.min(u16::MAX.into()) as u16, mtu }
+    }
+
+    /// Returns whether an ICMP error can quote this packet.
     #[inline(always)]
     pub fn is_quotable(&self) -> bool {
         self.headers.ip.is_quotable(&self.walk)

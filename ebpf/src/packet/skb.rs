@@ -5,7 +5,7 @@ use core::{hint::black_box, mem::MaybeUninit, ptr::copy_nonoverlapping};
 use aya_ebpf::{cty::c_void, programs::TcContext};
 use podwire_common::reason::{Drop, Hook};
 
-use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
+use crate::helpers::{self, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes};
 
 /// Offset of the EtherType in a frame.
 const ETHERTYPE: u32 = 12;
@@ -84,6 +84,12 @@ pub trait Skb {
     /// # Errors
     /// [`Drop::RewriteFailed`] when the kernel refuses.
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
+    /// Cuts the frame to this many bytes, or extends it with zeros. A large segment becomes a single
+    /// packet.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`] when the kernel refuses.
+    fn resize(&self, bytes: u32) -> Result<(), Drop>;
     /// Marks the packet as made ready by one of these programs. [`Self::is_ready_to_leave`] sees
     /// the mark further on the packet's way.
     fn set_ready_to_leave(&self);
@@ -330,6 +336,13 @@ impl Skb for TcContext {
     #[inline(always)]
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop> {
         helpers::store(self, offset as usize, value, 0).map_err(|_| Drop::RewriteFailed)
+    }
+
+    #[inline(always)]
+    fn resize(&self, bytes: u32) -> Result<(), Drop> {
+        // SAFETY: the context is valid.
+        let code = unsafe { bpf_skb_change_tail(self.skb.skb, bytes, 0) };
+        if code == 0 { Ok(()) } else { Err(Drop::RewriteFailed) }
     }
 
     #[inline(always)]

@@ -36,7 +36,8 @@ pub fn can_quote<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
 /// [`podwire_common::reason::Drop::RewriteFailed`].
 #[inline(always)]
 pub fn answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, mtu: u32) -> Outcome {
-    I::too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu)?;
+    let error = packet.error(I::TOO_BIG, mtu);
+    I::answer_with_error(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, error)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
 }
 
@@ -53,8 +54,8 @@ pub fn answer_sender<I: Ip>(
     mtu: u32,
 ) -> Outcome {
     let Some(endpoint) = endpoint else {
-        let headers = &packet.headers;
-        I::too_big(ctx, headers, &headers.destination_address(), &headers.destination_mac, mtu)?;
+        let (headers, error) = (&packet.headers, packet.error(I::TOO_BIG, mtu));
+        I::answer_with_error(ctx, headers, &headers.destination_address(), &headers.destination_mac, error)?;
         return Ok(Verdict::redirect(Path::TooBigAnswered, leave(ctx, ctx.ifindex(), &NextHop::UNKNOWN)));
     };
     answer(ctx, packet, endpoint, mtu)
@@ -67,7 +68,7 @@ pub fn answer_sender<I: Ip>(
 /// [`podwire_common::reason::Drop::RewriteFailed`].
 #[inline(always)]
 pub fn answer_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, mtu: u32) -> Outcome {
-    let headers = &packet.headers;
-    I::too_big(ctx, headers, &headers.destination_address(), &headers.destination_mac, mtu)?;
+    let (headers, error) = (&packet.headers, packet.error(I::TOO_BIG, mtu));
+    I::answer_with_error(ctx, headers, &headers.destination_address(), &headers.destination_mac, error)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, redirect_into_stack(maps::vxlan_ifindex())))
 }
