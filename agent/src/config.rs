@@ -55,6 +55,14 @@ pub struct Config {
     /// The agent reads the file again when it changes. It needs --services on.
     #[arg(long, env = "PODWIRE_SERVICES_FILE", value_name = "FILE")]
     pub services_file: Option<PathBuf>,
+    /// Networks of the services' ClusterIPs (kube-apiserver's --service-cluster-ip-range). Default: the
+    /// agent knows none.
+    ///
+    /// With this option, pods' packets and processes' calls to such an address are refused at a port
+    /// that its service does not have, and dropped if no service has the address. It needs
+    /// --services on. Separate networks by commas; may be repeated.
+    #[arg(long, env = "PODWIRE_SERVICE_NETWORKS", value_delimiter = ',', value_name = "NETWORK")]
+    pub service_networks: Vec<IpNet>,
     /// Address and port at which the agent answers load balancers' questions about this node, as
     /// kube-proxy does at 0.0.0.0:10256: /healthz and /livez. Default: the agent answers none.
     ///
@@ -352,6 +360,11 @@ impl Config {
                 "--service-health-address {address} has no effect, because --services is off: set --services on, or leave --service-health-address out"
             ));
         }
+        if let (ServiceMode::Off, [network, ..]) = (self.services, &self.service_networks[..]) {
+            return Err(format!(
+                "--service-networks {network} has no effect, because --services is off: set --services on, or leave --service-networks out"
+            ));
+        }
         match (self.services, &self.services_file, &self.nodes) {
             (ServiceMode::Off, Some(file), _) => Err(format!(
                 "--services-file {} has no effect, because --services is off: set --services on, or leave --services-file out",
@@ -428,7 +441,11 @@ impl Config {
                 HostRulesSee::EachDestination => abi::ASK_EACH_DESTINATION,
                 HostRulesSee::EachConnection => abi::ASK_EACH_CONNECTION,
             },
-            services: u32::from(self.services == ServiceMode::On),
+            services: match (self.services, self.service_networks.is_empty()) {
+                (ServiceMode::Off, _) => 0,
+                (ServiceMode::On, true) => abi::SERVICES_SERVED,
+                (ServiceMode::On, false) => abi::SERVICES_SERVED | abi::SERVICES_HAVE_NETWORKS,
+            },
             reserved: 0,
             // Without a cookie (0), the programs treat no process as the node's own. The log of the
             // capabilities says why there is none.
@@ -516,6 +533,10 @@ mod tests {
         let refusal = check(&address).unwrap_err();
         assert!(refusal.contains("0.0.0.0:10256") && refusal.contains("--services on"), "{refusal}");
         assert_eq!(check(&[&address[..], &["--services", "on", "--services-file", "/s"]].concat()), Ok(()));
+        let networks = ["--service-networks", "10.96.0.0/12,fd00:10:96::/112"];
+        let refusal = check(&networks).unwrap_err();
+        assert!(refusal.contains("10.96.0.0/12") && refusal.contains("--services on"), "{refusal}");
+        assert_eq!(check(&[&networks[..], &["--services", "on", "--services-file", "/s"]].concat()), Ok(()));
         // `parse` gives the nodes as a file.
         let refusal = check(&["--services", "on"]).unwrap_err();
         assert!(refusal.contains("--services-file") && refusal.contains("--nodes /n"), "{refusal}");

@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use podwire_common::abi;
+use podwire_common::reason::Drop as Reason;
 use podwire_core::features::{Clients, NotServed, Places, why_not};
 use podwire_core::services::{
     Candidacy, EndpointSlice, ServedPort, ServedServices, Service, ThisNode, Use, candidacies, served_ports,
@@ -50,21 +52,29 @@ pub struct Server {
     /// Why kube-proxy does. None: Podwire does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
+    /// What new connections get instead of a backend: `refused` or `dropped`. None: a backend, or
+    /// kube-proxy serves them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// Number of the list in the table `BACKENDS`, hexadecimal. None: kube-proxy serves them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
 }
 
 impl Server {
-    /// Returns that the programs serve, with a list of the table `BACKENDS`.
-    pub fn podwire(list: Option<u64>) -> Self {
-        let list = list.map(|list| format!("{list:016x}"));
-        Self { served_by: "podwire".into(), because: None, list }
+    /// Returns that the programs serve, as an entry of the table `SERVICES` says.
+    pub fn podwire(service: Option<&abi::Service>) -> Self {
+        let answer = service.and_then(abi::Service::refusal).map(|reason| match reason {
+            Reason::NoBackend => "refused".into(),
+            _ => "dropped".into(),
+        });
+        let list = service.map(|service| format!("{:016x}", service.list));
+        Self { served_by: "podwire".into(), because: None, answer, list }
     }
 
     /// Returns that kube-proxy serves, for this reason.
     pub fn kube_proxy(because: &str) -> Self {
-        Self { served_by: "kube-proxy".into(), because: Some(because.into()), list: None }
+        Self { served_by: "kube-proxy".into(), because: Some(because.into()), answer: None, list: None }
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 use crate::epoch::FLOW_SLOTS;
 use crate::flow::FlowAddr;
+use crate::reason::Drop;
 
 /// The layout of all pinned maps together. Its number lies beside the pins. An agent takes over the
 /// maps of an earlier layout and refuses those of a later one.
@@ -134,6 +135,9 @@ pub const NETWORK_THROUGH_STACK: u32 = 2;
 /// address. The kernel would have to ask the policy after SNAT but cannot, so the programs drop
 /// these packets.
 pub const NETWORK_REFUSED: u32 = 4;
+/// `NETWORKS`: services have their ClusterIPs there (`--service-networks`). `SERVICES` has an entry
+/// for each ClusterIP, with port and protocol 0.
+pub const NETWORK_OF_SERVICES: u32 = 8;
 
 /// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → the node's VXLAN device. It may be the
 /// only receiver there: a node of flannel has no programs of Podwire.
@@ -628,6 +632,8 @@ pub struct Backend {
 }
 
 /// `SERVICES`: where a service answers → which list of `BACKENDS` it has. The key is a [`Frontend`].
+/// With port and protocol 0 it stands for the ports that a ClusterIP does not have:
+/// [`SERVICE_REFUSES`] if the programs serve all others.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -636,7 +642,7 @@ pub struct Service {
     pub list: u64,
     /// The service's port, for [`ServingKey::service`]. It stays the same while the list changes.
     pub id: u64,
-    /// Number of its backends, at least 1.
+    /// Number of its backends. Without any, [`Self::refusal`] says what happens.
     pub backends: u32,
     /// `SERVICE_*` bits.
     pub flags: u32,
@@ -646,6 +652,22 @@ pub struct Service {
 pub const SERVICE_NOT_FOR_PROCESSES: u32 = 1;
 /// [`Service::flags`]: only clients in a [`SourceRange`] of the list may begin a flow.
 pub const SERVICE_HAS_SOURCE_RANGES: u32 = 8;
+/// [`Service::flags`]: no endpoint anywhere can be used. New flows are refused.
+pub const SERVICE_REFUSES: u32 = 2;
+/// [`Service::flags`]: only other nodes have endpoints, and the policy is `Local`. New flows are
+/// dropped.
+pub const SERVICE_DROPS: u32 = 4;
+
+impl Service {
+    /// Returns why no new flow reaches a backend.
+    #[inline(always)]
+    pub const fn refusal(&self) -> Option<Drop> {
+        if self.flags & SERVICE_REFUSES != 0 {
+            return Some(Drop::NoBackend);
+        }
+        if self.flags & SERVICE_DROPS != 0 { Some(Drop::NoLocalBackend) } else { None }
+    }
+}
 
 /// `BACKENDS`: the key of one backend of a list. `SOURCE_RANGES`: that of a range.
 #[repr(C)]
@@ -778,7 +800,7 @@ pub struct Config {
     pub node_port_last: u16,
     /// `ASK_*`.
     pub ask: u16,
-    /// 1: the programs translate pods' packets to services; 0: they do not.
+    /// `SERVICES_*` bits.
     pub services: u32,
     /// Explicit padding.
     pub reserved: u32,
@@ -823,6 +845,11 @@ pub const SKB_WINDOW: usize = 64;
 pub const ASK_EACH_DESTINATION: u16 = 0;
 /// The host's rules see the first packet of each connection.
 pub const ASK_EACH_CONNECTION: u16 = 1;
+
+/// [`Config::services`]: the programs translate pods' packets to services.
+pub const SERVICES_SERVED: u32 = 1;
+/// [`Config::services`]: some networks have [`NETWORK_OF_SERVICES`].
+pub const SERVICES_HAVE_NETWORKS: u32 = 2;
 
 /// Pod packets travel between nodes inside VXLAN.
 pub const MODE_VXLAN: u16 = 0;

@@ -287,6 +287,10 @@ pub struct Budget {
 /// ring, whatever a pod sends.
 pub const EVENTS_PER_SECOND: u64 = 32;
 
+/// The most packets of clients outside that one CPU answers in a second although the programs drop
+/// them: as many as Linux sends ICMP errors (`icmp_msgs_per_sec`). Anyone can invent the client.
+pub const ANSWERS_PER_SECOND: u64 = 1000;
+
 /// Bytes of the ring, a power of two of pages.
 pub const RING_BYTES: usize = 256 << 10;
 

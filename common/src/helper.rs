@@ -89,6 +89,8 @@ helpers! {
     GetSocketCookie "get_socket_cookie",
     /// `bpf_get_netns_cookie`.
     GetNetnsCookie "get_netns_cookie",
+    /// `bpf_set_retval`.
+    SetRetval "set_retval",
     /// `bpf_probe_read_kernel`.
     ProbeReadKernel "probe_read_kernel",
     /// `bpf_tail_call`. The kernel replaces the call with a jump.

@@ -147,6 +147,17 @@ numbered! {
         /// and no ICMP error can make it smaller: it is a later fragment, or an IPv6 packet of at
         /// most 1280 bytes.
         TunnelTooSmall = 47 "tunnel-too-small",
+        /// A packet to a service that has no usable endpoint. The programs answer TCP with a reset and
+        /// UDP with the ICMP error "port unreachable".
+        NoBackend = 48 "no-backend",
+        /// A packet to a service whose traffic policy is `Local`, and no endpoint of the service is on
+        /// this node.
+        NoLocalBackend = 49 "no-local-backend",
+        /// A pod's packet to a port that the service of a ClusterIP does not have. The programs
+        /// answer it as a packet without a backend.
+        ServicePortUnknown = 50 "service-port-unknown",
+        /// A pod's packet to an address of `--service-networks` that no service has.
+        ServiceAddressUnknown = 51 "service-address-unknown",
         /// A client is in none of the networks that may use a load balancer's address
         /// (`loadBalancerSourceRanges`).
         SourceRange = 52 "source-range",
@@ -189,6 +200,12 @@ impl Drop {
             Self::NeighbourChatter => "Nothing: pods with IPv6 send these packets by themselves.",
             Self::TunnelTooSmall => {
                 "Raise the MTU between the nodes to 1350 or more, or set `--tunnel-family ipv4` on all nodes."
+            }
+            Self::NoBackend => "Look at the service's pods: `podwire services` shows why each is not used.",
+            Self::ServicePortUnknown => "Look at the service's ports: `podwire services --address`.",
+            Self::ServiceAddressUnknown => "Look for a client that keeps the address of a deleted service.",
+            Self::NoLocalBackend => {
+                "Run a pod of the service on this node, or set its traffic policy to `Cluster`."
             }
             Self::SourceRange => "If the client may use the service, add it to `loadBalancerSourceRanges`.",
             _ => return None,
@@ -282,6 +299,10 @@ numbered! {
         /// A process of this node named a service, but its socket is bound to a loopback address, so
         /// the programs could not point it at a backend. Counts calls, with no bytes.
         BoundToLoopback = 23 "bound-to-loopback",
+        /// A process of this node named a service that has no endpoint for it, or no service at all,
+        /// so its call failed.
+        /// Counts calls, with no bytes.
+        CallRefused = 24 "call-refused",
         /// From a client outside to a service, translated to a backend of this node.
         ServiceIn = 25 "service-in",
         /// The answer of a backend of this node to a client outside, translated back.

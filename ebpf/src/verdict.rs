@@ -9,7 +9,10 @@ use podwire_common::{
     reason::{Drop, Hook, Path},
 };
 
-use crate::{maps, packet::Skb};
+use crate::{
+    maps,
+    packet::{Skb, SocketCall},
+};
 
 /// The decision about a packet that is not dropped: a TC code, and the path to count it under.
 ///
@@ -62,8 +65,13 @@ impl Verdict {
 /// The counter of a packet that is not counted.
 const UNCOUNTED: u16 = u16::MAX;
 
-/// The result of a cgroup socket program: the call goes on. These programs never refuse a call.
+/// The result of a cgroup socket program: the call goes on.
 pub const ALLOW: i32 = 1;
+/// The result of a cgroup socket program: the call fails.
+const REFUSE: i32 = 0;
+/// Errors of `linux/errno.h`.
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 /// The outcome of a hook.
 pub type Outcome = Result<Verdict, Drop>;
@@ -172,6 +180,22 @@ pub fn finish_or_jump(ctx: &TcContext, hook: Hook, attempt: Attempt, to: Jump) -
         }
         Err(reason) => finish(ctx, hook, Err(reason)),
     }
+}
+
+/// Counts a call that a process may not make, sets the error that the process gets, and returns the
+/// code of the program.
+///
+/// A call cannot be dropped like a packet: without an endpoint on this node, the process gets the
+/// error of an address that it cannot reach.
+#[inline(always)]
+pub fn finish_call(call: &impl SocketCall, outcome: Result<(), Drop>) -> i32 {
+    let Err(reason) = outcome else { return ALLOW };
+    maps::count_path(Path::CallRefused, 0);
+    call.set_error(match reason {
+        Drop::NoBackend | Drop::ServicePortUnknown => ECONNREFUSED,
+        _ => EHOSTUNREACH,
+    });
+    REFUSE
 }
 
 /// Counts a drop, and returns the XDP code of an outcome. `Ok` passes the packet.

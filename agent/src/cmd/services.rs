@@ -64,8 +64,10 @@ impl Row for Frontend {
 
     fn cells(&self) -> Vec<String> {
         let server = |server: &Option<Server>| match server {
-            Some(Server { served_by, because: Some(because), .. }) => format!("{served_by}: {because}"),
-            Some(Server { served_by, .. }) => served_by.clone(),
+            Some(Server { served_by, because, answer, .. }) => match because.as_ref().or(answer.as_ref()) {
+                Some(because) => format!("{served_by}: {because}"),
+                None => served_by.clone(),
+            },
             None => String::new(),
         };
         let (inside, outside) = (server(&self.inside), server(&self.outside));
@@ -135,13 +137,15 @@ fn told(place: &Place) -> Result<Vec<Frontend>, client::Error> {
 /// tables say what the programs serve.
 fn rows(view: &View, told: Vec<Frontend>) -> Vec<Frontend> {
     let mut served = view.tables.services.clone();
+    // Entries for the ports that no service has.
+    served.retain(|frontend, _| frontend.port != Be16::ZERO);
     let mut rows = told;
     for row in &mut rows {
         for clients in Clients::ALL {
             let entry = key(row, clients).filter(|_| !is_of_other(row.server(clients)));
             let server = row.server(clients);
             match entry.and_then(|key| served.remove(&key)) {
-                Some(service) => *server = Some(Server::podwire(Some(service.list))),
+                Some(service) => *server = Some(Server::podwire(Some(&service))),
                 None if server.as_ref().is_some_and(|server| server.because.is_none()) => {
                     *server = Some(Server::kube_proxy(NOT_WRITTEN));
                 }
@@ -178,7 +182,7 @@ fn nameless(view: &View, frontend: &abi::Frontend, service: &abi::Service) -> Fr
         inside: None,
         outside: None,
     };
-    let server = Some(Server::podwire(Some(service.list)));
+    let server = Some(Server::podwire(Some(service)));
     let is_outside = frontend.clients == abi::CLIENTS_OUTSIDE;
     Frontend {
         service: None,

@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_core::ipam::IpamError;
@@ -100,6 +101,7 @@ impl Daemon {
         model.tunnel_family = config.tunnel_family;
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
+        model.service_networks = config.service_networks.iter().map(IpNet::trunc).collect();
         let dataplane = host::load(&config, model.vxlan)?;
         memory::give_back();
         step(Step::ProgramsReady)?;
@@ -253,7 +255,9 @@ impl Daemon {
                 let changed = services.take(list);
                 debug!(changed = changed.len(), services = services.len(), "service list taken");
                 state.has_services = true;
-                services.serve(state, host, &changed).await;
+                if services.serve(state, host, &changed).await {
+                    let _ = host.reconcile(state, pods).await;
+                }
             }
             Event::ServicesChanged(changes) => {
                 if let Some(problems) = &changes.problems {
@@ -261,7 +265,9 @@ impl Daemon {
                 }
                 let changed = services.change(changes);
                 debug!(changed = changed.len(), services = services.len(), "services changed");
-                services.serve(state, host, &changed).await;
+                if services.serve(state, host, &changed).await {
+                    let _ = host.reconcile(state, pods).await;
+                }
             }
             Event::ServicesUnusable(reason) => {
                 services::do_without(&mut state.conditions, &reason, services.len() > 0);

@@ -91,13 +91,14 @@ impl Services {
     }
 
     /// Makes the programs serve what has changed: these services, or all of them if this node itself
-    /// has changed.
+    /// has changed. Returns whether the caller has to reconcile everything: the networks of services
+    /// count only while there are services.
     pub(super) async fn serve(
         &mut self,
         state: &mut State,
         upkeep: &mut Upkeep,
         changed: &BTreeSet<ServiceName>,
-    ) {
+    ) -> bool {
         let node = this_node(state);
         let served: Vec<_> = changed.iter().map(|name| (name, self.served(name, &node))).collect();
         let concerned = served
@@ -106,13 +107,14 @@ impl Services {
         let concerned: BTreeSet<_> = concerned.collect();
         let names: Vec<_> = concerned.iter().collect();
         let mut reached = desired(&state.model, Scope::Services(&names));
+        let were_none = state.model.services.is_empty();
         for (name, ports) in served {
             state.model.services.set(name, ports);
         }
         // Before the first node list nobody knows which backends are pods. The agent compares
         // everything when it comes.
         if state.model.own.is_none() {
-            return;
+            return false;
         }
         let want = desired(&state.model, Scope::Services(&names));
         let ops = plan(&want, &reached, Removals::Allowed);
@@ -120,6 +122,7 @@ impl Services {
             error!("could not apply the changes of {} services: {error}", changed.len());
             upkeep.unsettle();
         }
+        state.model.services.is_empty() != were_none && !state.model.service_networks.is_empty()
     }
 
     /// Returns all services, for `podwire services`.

@@ -11,8 +11,8 @@ use crate::check::{Counted, Row, check};
 use crate::{FAMILIES, Place as _, ip_tables, world_end};
 
 /// The forwarding pod's address in the network behind it, and the address of the namespace there.
-const INSIDE: [IpAddr; 2] = network(1);
-const BEHIND: [IpAddr; 2] = network(2);
+pub const INSIDE: [IpAddr; 2] = network(1);
+pub const BEHIND: [IpAddr; 2] = network(2);
 const STREAM: u64 = 16 << 20;
 const IN_IPV6: &[&str] = &["--tunnel-family", "ipv6"];
 /// How packets travel between nodes, with the agents' arguments for it.
@@ -167,7 +167,7 @@ fn udp_segments_of_one_call_arrive_as_so_many_datagrams() {
 }
 
 /// Returns a pod that forwards everything with its own address as the source.
-fn forwarding_pod(node: &Node) -> Pod {
+pub fn forwarding_pod(node: &Node) -> Pod {
     let pod = node.add_pod("gateway").unwrap();
     for (family, switch) in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].into_iter().enumerate() {
         pod.sysctl(switch, "1").unwrap();

@@ -62,6 +62,7 @@ mod paths;
 mod plugin;
 mod prometheus;
 mod reference;
+mod refusals;
 mod refused;
 mod restart;
 mod seccomp;

@@ -171,7 +171,9 @@ fn with_the_policy_local_clients_reach_only_backends_here() {
     listening.iter().for_each(|(_, listener)| listener.set_nonblocking(true).unwrap());
     // Returns the name of the backend, the client as the backend sees it, and the client itself.
     let reached = |from: &Ns, place: SocketAddr| {
-        let connection = connect_from(from, (unspecified(place.ip()), 0), place).unwrap();
+        // Before the agent knows the endpoints, the service refuses.
+        let connects = || connect_from(from, (unspecified(place.ip()), 0), place).ok();
+        let connection = wait_until(connects).unwrap();
         let accepted = || listening.iter().find_map(|(name, of)| Some((*name, of.accept().ok()?.1)));
         let (name, peer) = wait_until(accepted).unwrap();
         (name, SocketAddr::new(peer.ip().to_canonical(), peer.port()), connection.local_addr().unwrap())
@@ -271,6 +273,47 @@ fn only_clients_in_the_source_ranges_reach_a_load_balancers_address() {
     check(lab.world(), true);
     allow(&text(["192.0.2.0/24", "198.51.100.0/29", "2001:db8:1::/48"]));
     check(lab.world(), false);
+}
+
+#[test]
+fn clients_outside_are_refused_without_an_endpoint() {
+    let lab = lab(Mode::Vxlan);
+    let [node, other] = [lab.node(0), lab.node(1)];
+    let far = other.add_pod("far").unwrap();
+    lead_to(node, lab.underlay());
+    let entries = add(&lab, 0x4d, [&[], &[]], 0);
+    let dropped = |reason: Drop| node.drops().unwrap().get(reason.name()).copied().unwrap_or_default();
+    for family in FAMILIES {
+        let (world, _) = world_end(&lab, family);
+        for place in places(node, 0x4d, family) {
+            let before = dropped(Drop::NoBackend);
+            hears_refusals(world, place);
+            assert_eq!(dropped(Drop::NoBackend) - before, 2, "{place}: a SYN and a datagram");
+        }
+        hears_refusals(other, places(node, 0x4d, family)[0]);
+    }
+    // Only another node has one.
+    let api = lab.api_server().unwrap();
+    let mut object = open("web-77", 0x4d);
+    object["spec"]["externalTrafficPolicy"] = "Local".into();
+    api.put(object);
+    for family in FAMILIES {
+        let mut slice = slice("web-77", &[far.addresses()[family]], family);
+        slice["endpoints"][0]["nodeName"] = other.name().into();
+        api.put(slice);
+    }
+    assert!(serves(node, entries));
+    for family in FAMILIES {
+        let (world, _) = world_end(&lab, family);
+        let place = places(node, 0x4d, family)[0];
+        let asks = udp(world, (unspecified(place.ip()), 0));
+        let before = dropped(Drop::NoLocalBackend);
+        let is_dropped = || {
+            asks.send_to(b"question", place).unwrap();
+            (dropped(Drop::NoLocalBackend) > before).then_some(())
+        };
+        assert!(wait_until(is_dropped).is_some(), "{place}");
+    }
 }
 
 #[test]

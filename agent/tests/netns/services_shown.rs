@@ -50,10 +50,12 @@ fn services_are_shown_with_who_serves_them_and_why() {
     assert_eq!(column(&all, "kind"), kinds);
     assert_eq!(column(&all, "protocol"), ["tcp", "tcp", "tcp", "tcp", "sctp"]);
     assert_eq!(column(&all, "port_name"), ["tcp", "tcp", "tcp", "tcp", "signal"]);
-    let by = ["kube-proxy", "kube-proxy", "podwire", "podwire", "kube-proxy"];
+    let by = ["podwire", "kube-proxy", "podwire", "podwire", "kube-proxy"];
     assert_eq!(column(&all, "served_by"), by);
-    let because = ["no-backend", "session-affinity", "-", "-", "sctp"];
+    let because = ["-", "session-affinity", "-", "-", "sctp"];
     assert_eq!(column(&all, "because"), because);
+    assert_eq!(column(&all, "answer"), ["refused", "-", "-", "-", "-"]);
+    assert!(text(node, &["services", "--service", "empty"]).contains("podwire: refused"));
     assert_eq!(all[2]["list"].as_str().unwrap().len(), 16);
 
     let yes = |why: &str| json!({ "used": true, "why": why });

@@ -36,6 +36,8 @@ pub trait Address: Copy + Debug + PartialEq + Into<Addr> + Into<IpAddr> + 'stati
     const REMOTE_POD: Self;
     /// A service's address, which only the host's rules know.
     const SERVICE: Self;
+    /// An address beside [`Self::SERVICE`] that no service has.
+    const UNUSED: Self;
 
     /// Returns the value of the family.
     fn either<T>(v4: T, v6: T) -> T;
@@ -76,6 +78,7 @@ impl Address for Ipv4Addr {
     const POD_B: Self = fixture::POD_B;
     const REMOTE_POD: Self = fixture::REMOTE_POD;
     const SERVICE: Self = Self::new(10, 96, 0, 1);
+    const UNUSED: Self = Self::new(10, 96, 0, 2);
 
     fn either<T>(v4: T, _: T) -> T {
         v4
@@ -97,6 +100,7 @@ impl Address for Ipv6Addr {
     const POD_B: Self = fixture6::NEIGHBOUR;
     const REMOTE_POD: Self = fixture6::REMOTE;
     const SERVICE: Self = Self::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1);
+    const UNUSED: Self = Self::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 2);
 
     fn either<T>(_: T, v6: T) -> T {
         v6
@@ -136,6 +140,9 @@ pub trait IpPacket: Clone {
     fn fragments(self) -> [Self; 2];
     /// Returns variations with headers that a plain packet does not have. `ports`: the packet's.
     fn odd(&self, ports: (u16, u16)) -> Vec<(&'static str, Self)>;
+
+    /// Returns the packet as a program would send it itself.
+    fn of_program(self) -> Self;
 
     /// Returns the packet with other fields.
     fn set(mut self, change: impl FnOnce(Fields<'_, Self::Address>)) -> Self {
@@ -199,6 +206,10 @@ impl IpPacket for Packet {
             ("a first fragment", self.clone().with(|packet| packet.fragment = (0, true))),
         ]
     }
+
+    fn of_program(self) -> Self {
+        self.with(|packet| (packet.dont_fragment, packet.identification) = (false, 0))
+    }
 }
 
 impl IpPacket for Packet6 {
@@ -233,6 +244,10 @@ impl IpPacket for Packet6 {
             ("a first fragment", behind(Extension::fragment(0, true, 1))),
             ("an atomic fragment", behind(Extension::fragment(0, false, 2))),
         ]
+    }
+
+    fn of_program(self) -> Self {
+        self
     }
 }
 

@@ -83,6 +83,8 @@ pub enum Expect {
     Redirect(Path, Vec<u8>),
     /// Dropped, counted under a reason.
     Drop(Reason),
+    /// Dropped, counted under a reason, and answered with these bytes.
+    Answer(Reason, Vec<u8>),
 }
 
 /// Returns the flow between two addresses.
@@ -285,8 +287,8 @@ impl Fixture {
         let dropped: Vec<_> = events.iter().map(|event| (event.outcome, event.link, event.length)).collect();
         match &expect {
             // A reason has a budget of events.
-            Expect::Drop(_) if lost == 1 => assert_eq!(dropped, [], "{what}: events"),
-            Expect::Drop(reason) => {
+            Expect::Drop(_) | Expect::Answer(..) if lost == 1 => assert_eq!(dropped, [], "{what}: events"),
+            Expect::Drop(reason) | Expect::Answer(reason, _) => {
                 let told = [(*reason as u16, link, frame.len() as u32)];
                 assert_eq!((&dropped[..], lost), (&told[..], 0), "{what}: events");
             }
@@ -297,6 +299,7 @@ impl Fixture {
             Expect::Stack(path, bytes) => (UNSPECIFIED, Some(bytes), vec![path.name().to_owned()]),
             Expect::Redirect(path, bytes) => (REDIRECT, Some(bytes), vec![path.name().to_owned()]),
             Expect::Drop(reason) => (SHOT, None, vec![reason.name().to_owned()]),
+            Expect::Answer(reason, bytes) => (REDIRECT, Some(bytes), vec![reason.name().to_owned()]),
         };
         assert_eq!(counted, count, "{what}: counters");
         assert_eq!(ran.code, code, "{what}: code");

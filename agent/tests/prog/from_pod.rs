@@ -34,7 +34,9 @@ fn in_tunnel(packet: &Packet) -> Vec<u8> {
 
 fn flow_of(packet: &Packet) -> Flow {
     let (source_port, destination_port, protocol) = match packet.transport {
-        Transport::Tcp { source, destination, .. } => (source, destination, protocol::TCP),
+        Transport::Tcp { source, destination, .. } | Transport::Reset { source, destination, .. } => {
+            (source, destination, protocol::TCP)
+        }
         Transport::Udp { source, destination, .. } => (source, destination, protocol::UDP),
         Transport::UdpLite { source, destination } => (source, destination, protocol::UDP_LITE),
         Transport::Sctp { source, destination } => (source, destination, protocol::SCTP),

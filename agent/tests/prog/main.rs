@@ -34,6 +34,7 @@ mod packets6;
 mod pool;
 mod protocols;
 mod records;
+mod refusals;
 mod services;
 mod snat;
 mod to_overlay;

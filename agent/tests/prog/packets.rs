@@ -39,6 +39,12 @@ pub enum Transport {
         destination: u16,
         flags: u8,
     },
+    /// The reset that refuses a connection.
+    Reset {
+        source: u16,
+        destination: u16,
+        acknowledged: u32,
+    },
     Udp {
         source: u16,
         destination: u16,
@@ -138,7 +144,7 @@ impl Packet {
 
     fn protocol(&self) -> IpNumber {
         match self.transport {
-            Transport::Tcp { .. } => IpNumber::TCP,
+            Transport::Tcp { .. } | Transport::Reset { .. } => IpNumber::TCP,
             Transport::Udp { .. } => IpNumber::UDP,
             Transport::EchoRequest { .. } | Transport::EchoReply { .. } | Transport::Icmp { .. } => {
                 IpNumber::ICMP
@@ -156,6 +162,12 @@ impl Packet {
                 let mut header = TcpHeader::new(from, to, 1000, 65000);
                 (header.fin, header.syn, header.rst) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
                 header.ack = flags & 16 != 0;
+                header.checksum = header.calc_checksum_ipv4_raw(source, destination, &self.payload).unwrap();
+                header.to_bytes().to_vec()
+            }
+            Transport::Reset { source: from, destination: to, acknowledged } => {
+                let mut header = TcpHeader::new(from, to, 0, 0);
+                (header.rst, header.ack, header.acknowledgment_number) = (true, true, acknowledged);
                 header.checksum = header.calc_checksum_ipv4_raw(source, destination, &self.payload).unwrap();
                 header.to_bytes().to_vec()
             }

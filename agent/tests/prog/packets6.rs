@@ -109,7 +109,7 @@ impl Packet6 {
 
     fn protocol(&self) -> u8 {
         match self.transport {
-            Transport::Tcp { .. } => protocol::TCP,
+            Transport::Tcp { .. } | Transport::Reset { .. } => protocol::TCP,
             Transport::Udp { .. } => protocol::UDP,
             Transport::None(protocol) => protocol,
             _ => protocol::ICMPV6,
@@ -124,6 +124,10 @@ impl Packet6 {
             Transport::Tcp { source, destination, flags } => {
                 let rest = [0, 0, 3, 0xe8, 0, 0, 0, 0, 0x50, flags, 0xfd, 0xe8, 0, 0, 0, 0];
                 ([&ports(source, destination)[..], &rest].concat(), 16)
+            }
+            Transport::Reset { source, destination, acknowledged } => {
+                let rest = [&[0; 4], &acknowledged.to_be_bytes()[..], &[0x50, 0x14], &[0; 6]].concat();
+                ([ports(source, destination), rest].concat(), 16)
             }
             Transport::Udp { source, destination, .. } => {
                 let rest = [(length + 8).to_be_bytes(), [0, 0]].concat();

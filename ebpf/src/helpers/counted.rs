@@ -76,5 +76,6 @@ helpers! {
     SkRelease: fn bpf_sk_release(sock: *mut c_void) -> c_long;
     GetSocketCookie: fn bpf_get_socket_cookie(ctx: *mut c_void) -> __u64;
     GetNetnsCookie: fn bpf_get_netns_cookie(ctx: *mut c_void) -> __u64;
+    SetRetval: fn bpf_set_retval(code: c_int) -> c_int;
     ProbeReadKernel: fn bpf_probe_read_kernel(to: *mut c_void, size: __u32, from: *const c_void) -> c_long;
 }

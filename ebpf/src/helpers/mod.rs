@@ -16,17 +16,17 @@ pub use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 #[cfg(not(feature = "count-helpers"))]
 pub use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-    bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key,
-    bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
+    bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_retval,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
 };
 #[cfg(feature = "count-helpers")]
 pub use counted::{
     bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
     bpf_jiffies64, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_redirect, bpf_redirect_neigh,
-    bpf_redirect_peer, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
-    bpf_skc_lookup_tcp,
+    bpf_redirect_peer, bpf_set_retval, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
 };
 
 /// Counts a call, in a build with `count-helpers`.

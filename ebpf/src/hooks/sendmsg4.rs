@@ -3,10 +3,10 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
-use crate::{packet::Ipv4Call, stage::host_process, verdict::ALLOW};
+use crate::{packet::Ipv4Call, stage::host_process, verdict::finish_call};
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    host_process::send(&Ipv4Call(ctx));
-    ALLOW
+    let call = Ipv4Call(ctx);
+    finish_call(&call, host_process::send(&call))
 }

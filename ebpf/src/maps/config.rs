@@ -5,7 +5,7 @@ use core::ptr::read_volatile;
 
 use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Config, LINK_ADDRESSES_ANY, LINK_ADDRESSES_CHECKED,
-    MODE_DIRECT, MODE_VXLAN, SkbLayout,
+    MODE_DIRECT, MODE_VXLAN, SERVICES_HAVE_NETWORKS, SkbLayout,
 };
 use podwire_common::addr::Be16;
 
@@ -60,6 +60,13 @@ pub fn checks_link_addresses() -> bool {
 pub fn has_services() -> bool {
     // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.services) != 0 }
+}
+
+/// Returns whether the agent knows networks of services.
+#[inline(always)]
+pub fn has_service_networks() -> bool {
+    // SAFETY: a static; volatile as in `is_direct`.
+    unsafe { read_volatile(&raw const CONFIG.services) & SERVICES_HAVE_NETWORKS != 0 }
 }
 
 /// Returns the VXLAN network identifier, host order.

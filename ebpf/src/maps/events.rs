@@ -1,5 +1,5 @@
 //! Events for user space, who wants them, and how many may be written: `EVENTS`, `LISTENING`,
-//! `EVENT_BUDGETS`, `VERDICTS_LOST`.
+//! `EVENT_BUDGETS`, `VERDICTS_LOST`. How many packets may be answered: `ANSWER_BUDGET`.
 
 use core::hint::black_box;
 use core::ptr::{read_volatile, write_bytes};
@@ -8,13 +8,14 @@ use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use podwire_common::{
     abi::Flow,
     addr::{Addr, Quad},
-    event::{EVENTS_PER_SECOND, Event, Kind, Listening, Packet, VERDICTS},
+    event::{ANSWERS_PER_SECOND, Budget, EVENTS_PER_SECOND, Event, Kind, Listening, Packet, VERDICTS},
     flow::FlowAddr,
 };
 
 use super::flows::Known;
 use super::{
-    EVENT_BUDGETS, EVENTS, NEW_EVENT, NEW_PACKET, STACK_FLOWS, TRANSLATIONS, VERDICTS_LOST, clock::now,
+    ANSWER_BUDGET, EVENT_BUDGETS, EVENTS, NEW_EVENT, NEW_PACKET, STACK_FLOWS, TRANSLATIONS, VERDICTS_LOST,
+    clock::now,
 };
 
 /// Nanoseconds in a second.
@@ -83,14 +84,24 @@ pub fn new_packet() -> Option<&'static mut Packet> {
 /// the event. An event that may not be written counts as lost.
 #[inline(always)]
 pub fn take_from_budget(reason: u32) -> Option<u64> {
-    let budget = EVENT_BUDGETS.get_ptr_mut(reason)?;
+    take(EVENT_BUDGETS.get_ptr_mut(reason)?, EVENTS_PER_SECOND)
+}
+
+/// Returns whether this CPU may answer one more packet of a client outside in this second.
+#[inline(always)]
+pub fn may_answer() -> bool {
+    ANSWER_BUDGET.get_ptr_mut(0).is_some_and(|budget| take(budget, ANSWERS_PER_SECOND).is_some())
+}
+
+#[inline(always)]
+fn take(budget: *mut Budget, per_second: u64) -> Option<u64> {
     let time = now();
     // SAFETY: this CPU's own element; see `begun_event`.
     unsafe {
         if time.wrapping_sub((*budget).since) >= SECOND {
             ((*budget).since, (*budget).written) = (time, 0);
         }
-        if (*budget).written >= EVENTS_PER_SECOND {
+        if (*budget).written >= per_second {
             (*budget).lost += 1;
             return None;
         }

@@ -40,15 +40,15 @@ use crate::helpers;
 pub use beginnings::{is_inbound_flow, note_beginning, noted_beginning, record_inbound_flow};
 pub use clock::{is_fresh, jiffies, now, random};
 pub use config::{
-    asks_each_connection, checks_link_addresses, has_services, is_direct, netns_cookie, node_ports,
-    skb_layout, snat_ports, vni, vxlan_ifindex, vxlan_port,
+    asks_each_connection, checks_link_addresses, has_service_networks, has_services, is_direct, netns_cookie,
+    node_ports, skb_layout, snat_ports, vni, vxlan_ifindex, vxlan_port,
 };
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
 pub use events::{
-    begun_event, is_captured, is_listened_to, is_noted, listening, new_event, new_packet, take_from_budget,
-    write_event, write_packet, write_verdict,
+    begun_event, is_captured, is_listened_to, is_noted, listening, may_answer, new_event, new_packet,
+    take_from_budget, write_event, write_packet, write_verdict,
 };
 pub use flows::{
     Known, forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow,
@@ -63,7 +63,7 @@ pub use nodes::{
 pub use redirected_sockets::{
     forget_closed_socket, forget_redirected_socket, redirected_socket, remember_redirected_socket,
 };
-pub use services::{admits, backend_of, chosen_backend_of, is_serving, service};
+pub use services::{admits, backend_of, chosen_backend_of, is_serving, other_ports, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};
@@ -83,6 +83,7 @@ helpers::maps! {
     // release may change the record.
     static EVENTS: RingBuf<Event, RING_BYTES> = RingBuf::new();
     static EVENT_BUDGETS: PerCpuArray<Budget, DROP_SLOTS> = PerCpuArray::new();
+    static ANSWER_BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
     static VERDICTS_LOST: PerCpuArray<u64, { Kind::ALL.len() + 1 }> = PerCpuArray::new();
     // The place where a CPU assembles an event: it is too large for the stack.
     static NEW_EVENT: PerCpuArray<Event, 1> = PerCpuArray::new();

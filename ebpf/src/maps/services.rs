@@ -1,7 +1,8 @@
 //! Services and their backends: `SERVICES`, `BACKENDS`, `SERVING`, `SOURCE_RANGES`.
 
 use podwire_common::abi::{
-    Backend, BackendKey, Frontend, MAX_SOURCE_RANGES, SERVICE_HAS_SOURCE_RANGES, Service, ServingKey,
+    Backend, BackendKey, CLIENTS_INSIDE, Frontend, MAX_SOURCE_RANGES, SERVICE_HAS_SOURCE_RANGES, Service,
+    ServingKey,
 };
 use podwire_common::addr::{Addr, Be16};
 
@@ -31,6 +32,15 @@ pub fn service(
     frontend.address = *any;
     // SAFETY: a map element; see `endpoint`.
     unsafe { SERVICES.get(frontend) }
+}
+
+/// Returns the entry of an address for the ports that its service does not have.
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+pub fn other_ports(address: &Addr) -> Option<&'static Service> {
+    let key = Frontend { address: *address, port: Be16::ZERO, protocol: 0, clients: CLIENTS_INSIDE };
+    // SAFETY: a map element; see `endpoint`.
+    unsafe { SERVICES.get(key) }
 }
 
 /// Returns a random backend of a service. `None`: the agent has just removed the list, because the

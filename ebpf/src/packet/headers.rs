@@ -50,6 +50,8 @@ pub trait Ip: Copy {
     const ICMP: u8;
     /// Type and code of the ICMP error about a packet that does not fit a link.
     const TOO_BIG: [u8; 2];
+    /// Type and code of the ICMP error about a port at which nothing answers.
+    const PORT_UNREACHABLE: [u8; 2];
     /// The least MTU that an error about a packet that does not fit may name.
     const LEAST_MTU: u32;
     /// `AF_*` of the family, as in [`podwire_common::abi::NextHop::family`].
@@ -156,6 +158,9 @@ pub trait Ip: Copy {
         from_mac: &Mac,
         error: IcmpError,
     ) -> Result<(), Drop>;
+    /// Returns the header of a packet that goes back to the sender from where this one was sent to.
+    /// `length`: bytes after the header.
+    fn answer(&self, protocol: u8, length: u16) -> Self;
     /// Reads the header of a packet that an ICMP error quotes at `offset`.
     ///
     /// # Errors

@@ -22,7 +22,8 @@ const HEADERS: u32 = ETHERNET_LENGTH + 40;
 const QUOTE: usize = 64;
 /// The most bytes in front of the transport header with which the quote has all that receivers read.
 pub const LONGEST_QUOTED_HEADERS: u16 = QUOTE as u16 - 8;
-const HOP_LIMIT: u8 = 64;
+/// Hop limit of packets that the programs send themselves.
+pub const HOP_LIMIT: u8 = 64;
 /// Neighbour discovery has this hop limit, so that no router can forward it (RFC 4861 section 3.1).
 pub const ON_LINK_HOP_LIMIT: u8 = 255;
 const ADVERTISEMENT: u8 = 136;

@@ -55,8 +55,9 @@ const _: () = assert!(size_of::<Headers<Ipv4>>() == 34);
 impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const ICMP: u8 = protocol::ICMP;
-    // Destination unreachable, fragmentation needed (RFC 1191).
+    // Destination unreachable: fragmentation needed (RFC 1191), port unreachable (RFC 792).
     const TOO_BIG: [u8; 2] = [3, 4];
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
     const LEAST_MTU: u32 = 0;
     const FAMILY: u32 = FAMILY_IPV4;
     const ANY_ADDRESS: Addr = Addr::from_v4([0; 4]);
@@ -260,6 +261,11 @@ impl Ip for Ipv4 {
         error: IcmpError,
     ) -> Result<(), Drop> {
         icmp::answer(ctx, headers, from, from_mac, error)
+    }
+
+    #[inline(always)]
+    fn answer(&self, protocol: u8, length: u16) -> Self {
+        Self::new(self.destination, self.source, protocol, length)
     }
 
     #[inline(always)]

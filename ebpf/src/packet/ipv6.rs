@@ -90,8 +90,9 @@ struct Extension {
 impl Ip for Ipv6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const ICMP: u8 = protocol::ICMPV6;
-    // RFC 4443 section 3.2.
+    // RFC 4443 sections 3.1 and 3.2.
     const TOO_BIG: [u8; 2] = [2, 0];
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
     // RFC 8200 section 5. Linux ignores an error that says less.
     const LEAST_MTU: u32 = 1280;
     const FAMILY: u32 = FAMILY_IPV6;
@@ -290,6 +291,18 @@ impl Ip for Ipv6 {
         error: IcmpError,
     ) -> Result<(), Drop> {
         icmp6::answer(ctx, headers, from, from_mac, error)
+    }
+
+    #[inline(always)]
+    fn answer(&self, protocol: u8, length: u16) -> Self {
+        Self {
+            version_class_label: [0x60, 0, 0, 0],
+            payload_length: Be16::new(length),
+            next_header: protocol,
+            hop_limit: icmp6::HOP_LIMIT,
+            source: self.destination,
+            destination: self.source,
+        }
     }
 
     #[inline(always)]

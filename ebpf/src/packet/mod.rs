@@ -21,6 +21,7 @@ mod parsed;
 mod plain;
 mod quote;
 mod redirect;
+mod reset;
 mod rewrite;
 mod skb;
 mod socket;
@@ -41,6 +42,7 @@ pub use list::is_list;
 pub use parsed::{Faulty, Loaded, Parsed, Place};
 pub use plain::{Plain, PlainIp};
 pub use redirect::{Lookup, Way, leave, redirect, redirect_into_stack, redirect_peer, source_towards};
+pub use reset::reset;
 pub use rewrite::{
     decrement_ttl, fixed_part, set_fixed_part, set_macs, store_destination, store_in_parts, translate,
 };

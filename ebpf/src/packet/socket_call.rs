@@ -6,7 +6,7 @@ use podwire_common::{
     flow::protocol,
 };
 
-use crate::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use crate::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 
 /// `SOCK_STREAM` and `SOCK_DGRAM` of `linux/net.h`.
 const STREAM: u32 = 1;
@@ -69,6 +69,13 @@ pub trait SocketCall {
     fn netns_cookie(&self) -> u64 {
         // SAFETY: the context is valid.
         unsafe { bpf_get_netns_cookie(self.context().cast()) }
+    }
+
+    /// Sets the error that the process gets if the program refuses the call.
+    #[inline(always)]
+    fn set_error(&self, number: i32) {
+        // SAFETY: a helper on integers.
+        unsafe { bpf_set_retval(-number) };
     }
 
     /// Returns whether the socket is connected to an address and port.

@@ -3,7 +3,8 @@
 //! gets the address that it named. No packet is translated.
 //!
 //! The programs run for every process of the machine, but act only in this node's network
-//! namespace: a pod's 127.0.0.1 is its own. They never refuse a call.
+//! namespace: a pod's 127.0.0.1 is its own. They refuse only calls to services without an endpoint,
+//! and to addresses and ports of services' networks that no service has.
 
 use podwire_common::{
     abi::{
@@ -12,9 +13,10 @@ use podwire_common::{
     },
     addr::{Addr, Be16},
     nat,
-    reason::Path,
+    reason::{Drop, Path},
 };
 
+use super::service_network;
 use crate::{
     maps,
     packet::{ClosedSocket, LOOPBACK6, SocketCall, is_loopback},
@@ -24,27 +26,33 @@ use crate::{
 const LOOPBACK: Addr = Addr::from_v4([127, 0, 0, 1]);
 
 /// Handles the address to which a process connects its socket.
+///
+/// # Errors
+/// [`Drop::NoBackend`], [`Drop::NoLocalBackend`], [`Drop::ServicePortUnknown`],
+/// [`Drop::ServiceAddressUnknown`].
 #[inline(always)]
-pub fn connect(call: &impl SocketCall) {
-    if is_of_this_node(call.netns_cookie()) {
-        point_at_backend(call);
-    }
+pub fn connect(call: &impl SocketCall) -> Result<(), Drop> {
+    if is_of_this_node(call.netns_cookie()) { point_at_backend(call) } else { Ok(()) }
 }
 
 /// Handles the address to which a process sends one datagram.
+///
+/// # Errors
+/// See [`connect`].
 #[inline(always)]
-pub fn send(call: &impl SocketCall) {
+pub fn send(call: &impl SocketCall) -> Result<(), Drop> {
     // With a connected IPv6 socket that has a v4-mapped peer, the kernel itself calls this program,
     // with the address to which the socket was redirected.
     if is_of_this_node(call.netns_cookie()) && !call.is_connected_with(&call.address(), call.port()) {
-        point_at_backend(call);
+        return point_at_backend(call);
     }
+    Ok(())
 }
 
 #[inline(always)]
-fn point_at_backend(call: &impl SocketCall) {
+fn point_at_backend(call: &impl SocketCall) -> Result<(), Drop> {
     let Some(protocol) = call.protocol() else {
-        return;
+        return Ok(());
     };
     let asked = asked_for(call);
     // The kernel sends packets from 127.0.0.0/8 only by the loopback link, so a redirected call
@@ -53,7 +61,10 @@ fn point_at_backend(call: &impl SocketCall) {
         count_missed(&asked, protocol);
         None
     } else {
-        pod_at_host_port(&asked, protocol).or_else(|| backend_of_service(call, &asked, protocol))
+        match pod_at_host_port(&asked, protocol) {
+            Some(pod) => Some(pod),
+            None => backend_of_service(call, &asked, protocol)?,
+        }
     };
     match backend {
         Some(backend) => {
@@ -68,6 +79,7 @@ fn point_at_backend(call: &impl SocketCall) {
         // backend itself.
         None => maps::forget_redirected_socket(&redirected(call, asked.address, asked.port)),
     }
+    Ok(())
 }
 
 /// Shows a process the address that it asked for, as the source of a datagram or as the peer of its
@@ -132,17 +144,39 @@ fn pod_at_host_port(asked: &SocketAddress, protocol: u8) -> Option<&'static Back
 /// Returns the backend for a socket that asks for a service. A socket of UDP must keep its backend
 /// from one datagram to the next, connected or not, so its number chooses. The same serves TCP,
 /// where each connection has a socket of its own.
+///
+/// # Errors
+/// [`Drop::NoBackend`], [`Drop::NoLocalBackend`], [`Drop::ServicePortUnknown`],
+/// [`Drop::ServiceAddressUnknown`].
 #[inline(always)]
 fn backend_of_service(
     call: &impl SocketCall,
     asked: &SocketAddress,
     protocol: u8,
-) -> Option<&'static Backend> {
+) -> Result<Option<&'static Backend>, Drop> {
+    if !maps::has_services() {
+        return Ok(None);
+    }
+    let Some(service) = service_of(asked, protocol) else {
+        return service_network::refuse_unknown(&asked.address).map(|()| None);
+    };
+    if service.flags & SERVICE_NOT_FOR_PROCESSES != 0 {
+        return Ok(None);
+    }
+    if let Some(reason) = service.refusal() {
+        return Err(reason);
+    }
     let cookie = call.socket_cookie();
     let choose =
         |service: &Service| maps::chosen_backend_of(service, nat::choice_of_socket(cookie, service.list));
     // The agent may have removed the list just after this lookup. Then the service has another one.
-    choose(service_at(asked, protocol)?).or_else(|| choose(service_at(asked, protocol)?))
+    Ok(choose(service).or_else(|| choose(service_at(asked, protocol)?)))
+}
+
+// Not inlined: the key would take stack in the callers.
+#[inline(never)]
+fn service_of(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
+    maps::service(&asked.address, &any_of(&asked.address), asked.port, protocol, CLIENTS_INSIDE)
 }
 
 #[inline(always)]
@@ -150,8 +184,7 @@ fn service_at(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
     if !maps::has_services() {
         return None;
     }
-    maps::service(&asked.address, &any_of(&asked.address), asked.port, protocol, CLIENTS_INSIDE)
-        .filter(|service| service.flags & SERVICE_NOT_FOR_PROCESSES == 0)
+    service_of(asked, protocol).filter(|service| service.flags & SERVICE_NOT_FOR_PROCESSES == 0)
 }
 
 /// Counts a call for a service by a socket that is bound to a loopback address.

@@ -24,8 +24,8 @@ use crate::{
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::NoRouteBack`],
-/// [`Drop::RewriteFailed`], [`Drop::SnatNoAddress`], [`Drop::SourceRange`],
-/// [`Drop::TunnelTooSmall`], those of [`translation::establish`].
+/// [`Drop::RewriteFailed`], [`Drop::SnatNoAddress`], [`Drop::TunnelTooSmall`], those of
+/// [`service::refuse`] and [`translation::establish`].
 #[inline(always)]
 pub fn serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     flow::complete(packet)?;
@@ -54,20 +54,20 @@ fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
 /// Begins the translation of a client's packet to a service. Returns `false` for all other packets.
 ///
 /// # Errors
-/// [`Drop::BackendGone`], [`Drop::SnatNoAddress`], [`Drop::SourceRange`], those of
-/// [`translation::establish`].
+/// [`Drop::SnatNoAddress`], those of [`service::refuse`] and [`translation::establish`].
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     let flow = &packet.flow;
     if !packet.begins_flow() || packet.is_error || packet.is_authenticated() || flow.source.is_link_local() {
         return Ok(false);
     }
-    let Some((service, backend)) = service::choose(packet, CLIENTS_OUTSIDE) else {
+    let Some(service) = service::at(packet, CLIENTS_OUTSIDE) else {
         return Ok(false);
     };
-    if !maps::admits(service, &flow.source) {
-        return Err(Drop::SourceRange);
-    }
+    service::refuse(service, &flow.source)?;
+    let Some(backend) = service::choose(service) else {
+        return Ok(false);
+    };
     let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);
     service::lead_to(&mut to, flow.protocol, service, backend);
     if maps::endpoint(&backend.address).is_none() {

@@ -5,9 +5,10 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Backend, CLIENTS_INSIDE, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, STATE_REPLIED, Service,
-        TRANSLATION_SERVICE, Translation,
+        Backend, CLIENTS_INSIDE, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL, SERVICE_REFUSES,
+        STATE_REPLIED, Service, TRANSLATION_SERVICE, Translation,
     },
+    addr::Addr,
     epoch,
     flow::protocol,
     nat,
@@ -15,7 +16,8 @@ use podwire_common::{
 };
 
 use super::{
-    direct, ends, fastpath, fastpath::KnownIp, flow, local, snat, stack_flow, translation, tunnel_out,
+    direct, ends, fastpath, fastpath::KnownIp, flow, local, service_network, snat, stack_flow, translation,
+    tunnel_out,
 };
 use crate::{
     maps::{self, TranslationEntry},
@@ -26,19 +28,20 @@ use crate::{
 /// Begins the translation of a pod's packet to a service. Returns `false` for all other packets.
 ///
 /// # Errors
-/// [`Drop::SourceRange`], those of [`translation::establish`].
+/// Those of [`refuse`] and [`translation::establish`].
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<bool, Drop> {
     let flow = &packet.flow;
     if !packet.begins_flow() || packet.is_error || packet.is_authenticated() {
         return Ok(false);
     }
-    let Some((service, backend)) = choose(packet, CLIENTS_INSIDE) else {
+    let Some(service) = at(packet, CLIENTS_INSIDE) else {
         return Ok(false);
     };
-    if !maps::admits(service, &flow.source) {
-        return Err(Drop::SourceRange);
-    }
+    refuse(service, &flow.source)?;
+    let Some(backend) = choose(service) else {
+        return Ok(false);
+    };
     let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
     let mut to = translation::begin(TRANSLATION_SERVICE, uplink, flow);
     lead_to(&mut to, flow.protocol, service, backend);
@@ -51,12 +54,23 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
     Ok(true)
 }
 
-/// Returns the service at the packet's destination, and one of its backends. `clients`: `CLIENTS_*`.
-// Not inlined: the keys would take stack in the caller.
+/// Refuses a client's new flow to a service.
+///
+/// # Errors
+/// [`Drop::NoBackend`], [`Drop::NoLocalBackend`], [`Drop::SourceRange`].
+#[inline(always)]
+pub fn refuse(service: &Service, client: &Addr) -> Result<(), Drop> {
+    if !maps::admits(service, client) {
+        return Err(Drop::SourceRange);
+    }
+    service.refusal().map_or(Ok(()), Err)
+}
+
+/// Returns one of the service's backends.
+// Not inlined: the key would take stack in the caller.
 #[inline(never)]
-pub fn choose<I: Ip>(packet: &Parsed<I>, clients: u8) -> Option<(&'static Service, &'static Backend)> {
-    let service = at(packet, clients)?;
-    Some((service, maps::backend_of(service)?))
+pub fn choose(service: &Service) -> Option<&'static Backend> {
+    maps::backend_of(service)
 }
 
 /// Notes in a translation which backend was chosen, and from which list.
@@ -77,7 +91,9 @@ pub fn lead_to(to: &mut Translation, protocol_number: u8, service: &Service, bac
 /// - so does a SYN when the service has other backends now;
 /// - a datagram whose backend no longer serves.
 ///
-/// If the programs no longer serve the service, the packet goes to the stack. `clients`: `CLIENTS_*`.
+/// If the programs no longer serve the service, the packet goes to the stack. If no endpoint of the
+/// service can be used any more, datagrams go on to the backend that they have, as with kube-proxy.
+/// `clients`: `CLIENTS_*`.
 #[inline(never)]
 pub fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation, clients: u8) -> bool {
     if packet.is_error || !packet.begins_flow() {
@@ -93,14 +109,17 @@ pub fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation, clients: u8)
         return false;
     }
     // A flow of TCP has no slot. The address may be another service's now.
-    half.service != epoch::service(service.id)
-        || !maps::is_serving(service, &half.destination, half.destination_port)
+    if half.service != epoch::service(service.id) {
+        return true;
+    }
+    service.flags & SERVICE_REFUSES == 0
+        && !maps::is_serving(service, &half.destination, half.destination_port)
 }
 
 /// Returns the service at the packet's destination. `clients`: `CLIENTS_*`.
 // Not inlined: the key would take stack in the caller.
 #[inline(never)]
-fn at<I: Ip>(packet: &Parsed<I>, clients: u8) -> Option<&'static Service> {
+pub fn at<I: Ip>(packet: &Parsed<I>, clients: u8) -> Option<&'static Service> {
     let flow = &packet.flow;
     maps::service(&flow.destination, &I::ANY_ADDRESS, flow.destination_port, flow.protocol, clients)
 }
@@ -153,8 +172,9 @@ pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::IpsecPolicy`],
-/// [`Drop::NoRouteBack`], [`Drop::SourceRange`], [`Drop::TunnelTooSmall`], those of [`translation::establish`] and
-/// [`snat::from_pod`].
+/// [`Drop::NoBackend`], [`Drop::NoLocalBackend`], [`Drop::NoRouteBack`],
+/// [`Drop::ServicePortUnknown`], [`Drop::ServiceAddressUnknown`], [`Drop::SourceRange`],
+/// [`Drop::TunnelTooSmall`], those of [`translation::establish`] and [`snat::from_pod`].
 #[inline(always)]
 pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     flow::complete(packet)?;
@@ -174,7 +194,19 @@ pub fn serve<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     {
         return send(ctx, packet, &entry);
     }
+    refuse_unknown(packet)?;
     snat::from_pod(ctx, packet, endpoint)
+}
+
+/// Refuses a packet to an address of the services' networks at which no service answers. Other packets
+/// of a service that the programs serve, such as those of earlier connections, are kube-proxy's.
+// Not inlined: the address would take stack in the caller.
+#[inline(never)]
+fn refuse_unknown<I: Ip>(packet: &Parsed<I>) -> Result<(), Drop> {
+    if !maps::has_service_networks() || at(packet, CLIENTS_INSIDE).is_some() {
+        return Ok(());
+    }
+    service_network::refuse_unknown(&packet.headers.destination_address())
 }
 
 /// Returns the translation of a packet of a service.

@@ -1,5 +1,5 @@
 //! Networks of the world to which pods keep their own addresses, or to which the host's IPsec
-//! policies apply.
+//! policies apply. Networks of services.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -28,8 +28,13 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 fn networks(model: &Model) -> BTreeMap<IpNet, u32> {
     let kept = model.non_masquerade.iter().map(|network| (*network, abi::NETWORK_KEEPS_ADDRESS));
     let of_policies = model.own.iter().flat_map(|own| ipsec::of_world(model, own));
+    // Before the agent knows the services, or while the programs serve none, their addresses are
+    // kube-proxy's. The agent itself may need one to read the services.
+    let is_served = !model.services.is_empty() && model.policies.is_empty();
+    let of_services = model.service_networks.iter().filter(|_| is_served);
+    let of_services = of_services.map(|network| (*network, abi::NETWORK_OF_SERVICES));
     let mut networks = BTreeMap::new();
-    for (network, flag) in kept.chain(of_policies) {
+    for (network, flag) in kept.chain(of_policies).chain(of_services) {
         *networks.entry(network).or_default() |= flag;
     }
     // An IPv6 network such as ::/0 also contains the form that IPv4 addresses have in the table
@@ -53,6 +58,7 @@ fn with_what_contains_them(networks: &BTreeMap<IpNet, u32>) -> impl Iterator<Ite
 mod tests {
     use super::*;
     use crate::model::Mode;
+    use crate::services::ServiceName;
 
     #[test]
     fn a_network_has_the_flags_of_those_around_it() {
@@ -63,6 +69,17 @@ mod tests {
         assert_eq!(found, [(nets[0], 2), (nets[1], 3), (nets[2], 4)].into());
         model.non_masquerade.insert(nets[0]);
         assert_eq!(networks(&model), [(nets[0], abi::NETWORK_KEEPS_ADDRESS)].into());
+    }
+
+    #[test]
+    fn networks_of_services_count_while_services_are_served() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        let network: IpNet = "10.96.0.0/12".parse().unwrap();
+        model.service_networks.insert(network);
+        assert!(networks(&model).is_empty());
+        let name = ServiceName { namespace: "default".into(), name: "web".into() };
+        model.services.set(&name, Some(Vec::new()));
+        assert_eq!(networks(&model), [(network, abi::NETWORK_OF_SERVICES)].into());
     }
 
     #[test]

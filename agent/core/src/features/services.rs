@@ -1,6 +1,6 @@
 //! Services: which backends answer at a service's address and port.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -26,18 +26,40 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     }
     let places = Places::of(model);
     for (name, ports) in services {
+        let mut addresses = BTreeMap::new();
         for port in ports {
             for frontend in &port.frontends {
                 for clients in Clients::ALL {
-                    if why_not(&model.services, &places, name, port, frontend, clients).is_none() {
+                    let is_served =
+                        why_not(&model.services, &places, name, port, frontend, clients).is_none();
+                    if is_served {
                         let flags = flags_of(model, name, frontend);
                         add(&mut slice, name, port, frontend, clients, flags);
+                    }
+                    if frontend.kind == FrontendKind::ClusterIp && clients == Clients::Inside {
+                        *addresses.entry(frontend.address).or_insert(true) &= is_served;
                     }
                 }
             }
         }
+        if !model.service_networks.is_empty() {
+            addresses.iter().for_each(|(address, is_served)| add_address(&mut slice, *address, *is_served));
+        }
     }
     slice
+}
+
+/// Adds the entry for all ports that a ClusterIP does not have. If kube-proxy serves one of its ports,
+/// the programs cannot tell that port from the others.
+fn add_address(slice: &mut Slice, address: IpAddr, are_all_served: bool) {
+    let key = abi::Frontend {
+        address: address.into(),
+        port: Be16::ZERO,
+        protocol: 0,
+        clients: abi::CLIENTS_INSIDE,
+    };
+    let flags = if are_all_served { abi::SERVICE_REFUSES } else { 0 };
+    slice.tables.services.insert(key, abi::Service { list: 0, id: number(address), backends: 0, flags });
 }
 
 /// Whose connections the programs serve at a frontend.
@@ -87,8 +109,6 @@ pub enum NotServed {
     Sctp,
     /// Its service has session affinity.
     SessionAffinity,
-    /// Clients of this node have no backend there.
-    NoBackend,
 }
 
 impl NotServed {
@@ -102,7 +122,6 @@ impl NotServed {
             Self::SourceRanges => "source-ranges",
             Self::Sctp => "sctp",
             Self::SessionAffinity => "session-affinity",
-            Self::NoBackend => "no-backend",
         }
     }
 }
@@ -117,10 +136,9 @@ pub fn why_not(
     frontend: &Frontend,
     clients: Clients,
 ) -> Option<NotServed> {
-    let Some(answer) = clients.answer(frontend) else {
+    if clients.answer(frontend).is_none() {
         return Some(NotServed::NotForClients);
-    };
-    let backends = port.backends(answer);
+    }
     let is_elsewhere = match frontend.kind {
         FrontendKind::NodePort => false,
         // NodeLocal DNSCache has the service's address: there it is the node's.
@@ -133,7 +151,6 @@ pub fn why_not(
         () if frontend.source_ranges.len() > abi::MAX_SOURCE_RANGES as usize => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
         () if port.affinity.is_some() => Some(NotServed::SessionAffinity),
-        () if backends.is_empty() => Some(NotServed::NoBackend),
         () => None,
     }
 }
@@ -181,8 +198,11 @@ fn add(
     clients: Clients,
     flags: u32,
 ) {
-    let backends = clients.answer(frontend).map(|answer| port.backends(answer));
-    let backends: BTreeSet<_> = backends.unwrap_or_default().iter().map(|backend| entry(*backend)).collect();
+    let Some(answer) = clients.answer(frontend) else {
+        return;
+    };
+    let flags = flags | refusal(answer);
+    let backends: BTreeSet<_> = port.backends(answer).iter().map(|backend| entry(*backend)).collect();
     let id = number((name, port_of(port)));
     let list = number((name, port_of(port), &backends, &frontend.source_ranges));
     for (index, network) in (0..).zip(&frontend.source_ranges) {
@@ -252,6 +272,15 @@ fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
 
 fn contains(ranges: &[IpNet], address: IpAddr) -> bool {
     ranges.iter().any(|range| range.contains(&address))
+}
+
+/// Returns the flag of a frontend without backends.
+fn refusal(answer: Answer) -> u32 {
+    match answer {
+        Answer::Cluster | Answer::Local => 0,
+        Answer::Refused => abi::SERVICE_REFUSES,
+        Answer::Dropped => abi::SERVICE_DROPS,
+    }
 }
 
 /// What tells the ports of a service apart.
@@ -366,6 +395,44 @@ mod tests {
         assert_eq!(limited(&[]).source_ranges.len(), 0);
         let many: Vec<_> = (0..33).map(|last| format!("192.0.2.{last}/32")).collect();
         assert!(limited(&many.iter().map(String::as_str).collect::<Vec<_>>()).services.is_empty());
+    }
+
+    #[test]
+    fn a_service_without_backends_says_what_happens_to_its_clients() {
+        let mut model = model();
+        let mut entry = |inside, backends: &[[u8; 4]]| {
+            let backends: Vec<_> = backends.iter().copied().map(IpAddr::from).collect();
+            let mut port = ServedPort::example(&[(FrontendKind::ClusterIp, BALANCER.into())], &backends);
+            port.frontends[0].inside = inside;
+            model.services.set(&name("web"), Some(vec![port]));
+            let tables = desired(&model, Scope::All).tables;
+            let service = *tables.services.values().next().unwrap();
+            (service.flags, service.backends as usize, tables.backends.len())
+        };
+        assert_eq!(entry(Answer::Cluster, &[[10, 244, 2, 2]]), (0, 1, 1));
+        assert_eq!(entry(Answer::Refused, &[]), (abi::SERVICE_REFUSES, 0, 0));
+        // Only other nodes have some.
+        assert_eq!(entry(Answer::Dropped, &[[10, 244, 2, 2]]), (abi::SERVICE_DROPS, 0, 0));
+    }
+
+    #[test]
+    fn ports_that_a_cluster_ip_lacks_are_refused() {
+        let mut model = model();
+        let mut refused = |ports: [ServedPort; 2], networks: &[&str]| {
+            model.service_networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+            model.services.set(&name("web"), Some(ports.into()));
+            let services = desired(&model, Scope::All).tables.services;
+            let of_address = services.iter().filter(|(key, _)| key.port == Be16::ZERO);
+            of_address.map(|(_, service)| service.flags).collect::<Vec<_>>()
+        };
+        let served = port(FrontendKind::ClusterIp, [10, 96, 0, 1], [10, 244, 2, 2]);
+        let sctp = ServedPort { protocol: Protocol::Sctp, ..served.clone() };
+        let external = port(FrontendKind::ExternalIp, BALANCER, [10, 244, 2, 2]);
+        let networks = &["10.96.0.0/12"];
+        assert_eq!(refused([served.clone(), served.clone()], &[]), [0; 0]);
+        assert_eq!(refused([served.clone(), external.clone()], networks), [abi::SERVICE_REFUSES]);
+        assert_eq!(refused([served, sctp], networks), [0]);
+        assert_eq!(refused([external.clone(), external], networks), [0; 0]);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Model {
     pub without_device: BTreeSet<Attachment>,
     /// Networks to which pods keep their own addresses.
     pub non_masquerade: BTreeSet<IpNet>,
+    /// Networks of the services' ClusterIPs, if the agent was told.
+    pub service_networks: BTreeSet<IpNet>,
     /// The IPsec policies of the host.
     pub policies: Vec<Policy>,
     /// What this node serves of each Service. Empty with `--services off`.
@@ -85,6 +87,7 @@ impl Model {
             endpoints: BTreeMap::new(),
             without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
+            service_networks: BTreeSet::new(),
             policies: Vec::new(),
             services: ServedServices::default(),
             api_server: None,
