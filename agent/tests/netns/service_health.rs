@@ -7,7 +7,7 @@ use xtask::lab::{Lab, Mode, Node, Ns};
 
 use crate::idle_clients::try_get_at;
 use crate::service::service;
-use crate::services::{lab, lab_with, object, slice};
+use crate::services::{ENTRIES, lab, lab_with, object, put, slice};
 use crate::sockets::{listen, wait_until};
 use crate::sweep::{comes, condition, goes};
 
@@ -180,7 +180,8 @@ fn beside_kube_proxy_its_ports_are_left_alone() {
     let node = lab.node(0);
     let taken = listen(node, (Ipv4Addr::UNSPECIFIED, PORT));
     lab.api_server().unwrap().put(balanced(0x3c));
-    crate::services::put(&lab, "other", 0x3d, &[&node.add_pod("pod").unwrap()], crate::services::ENTRIES);
+    // The other service has entries, too, although it has no endpoint.
+    put(&lab, "other", 0x3d, &[&node.add_pod("pod").unwrap()], 2 * ENTRIES);
     drop(taken);
     for port in [PORT, 10256] {
         for address in node.addresses() {
