@@ -44,7 +44,7 @@ pub struct Config {
     /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
-    /// Whether the programs serve services of TCP and UDP without session affinity, to all clients.
+    /// Whether the programs serve services of TCP and UDP, to all clients.
     ///
     /// kube-proxy must run as before: it serves all others.
     #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]

@@ -640,12 +640,18 @@ pub struct Backend {
 pub struct Service {
     /// The list. Another list has another number, so a list never changes while a service has it.
     pub list: u64,
-    /// The service's port, for [`ServingKey::service`]. It stays the same while the list changes.
+    /// The service's port, for [`ServingKey::service`] and [`AffinityKey::service`]. It stays the
+    /// same while the list changes.
     pub id: u64,
     /// Number of its backends. Without any, [`Self::refusal`] says what happens.
     pub backends: u32,
     /// `SERVICE_*` bits.
     pub flags: u32,
+    /// Seconds for which a client keeps its backend after its last new connection; 0: each
+    /// connection chooses.
+    pub affinity: u32,
+    /// Explicit padding.
+    pub reserved: u32,
 }
 
 /// [`Service::flags`]: the programs serve the service to pods, but not to this node's own processes.
@@ -721,21 +727,65 @@ impl SourceRange {
     }
 }
 
+/// `POSITIONS`: a backend of a list, of a service with session affinity. The value is
+/// [`BackendKey::index`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct PositionKey {
+    /// [`Service::list`].
+    pub list: u64,
+    /// The backend's address.
+    pub address: Addr,
+    /// The backend's port, network order.
+    pub port: Be16,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: [u8; 6],
+}
+
+/// `AFFINITY`: a client of a service with session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct AffinityKey {
+    /// [`Service::id`]. So a client has one backend for all addresses of the service's port.
+    pub service: u64,
+    /// The client's address; [`Addr::UNSPECIFIED`]: this node's own processes, which are one
+    /// client.
+    pub client: Addr,
+}
+
+/// `AFFINITY`: the backend that a client keeps.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Affinity {
+    /// When the client began its last connection: `CLOCK_MONOTONIC`, nanoseconds.
+    pub last_begun: u64,
+    /// The backend's address.
+    pub address: Addr,
+    /// The backend's port, network order.
+    pub port: Be16,
+    /// Explicit padding.
+    pub reserved: [u8; 6],
+}
+
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
 /// pointed it at.
 ///
 /// Each backend that a socket was pointed at has an entry of kind [`SOCKET_ASKED`]. Entries of kind
 /// [`SOCKET_BEFORE`] make a list of a socket's backends, so that a closed socket needs no walk
-/// through the table: the list begins at the unspecified address and port.
+/// through the table: the list begins at the unspecified address and port. Entries of kind
+/// [`SOCKET_CHOSEN`] are the reverse of [`SOCKET_ASKED`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct RedirectedSocket {
     /// The kernel's number of the socket; never reused until a reboot.
     pub cookie: u64,
-    /// The backend's address.
+    /// The backend's address; for [`SOCKET_CHOSEN`] the service's.
     pub address: Addr,
-    /// The backend's port, network order.
+    /// The port there, network order.
     pub port: Be16,
     /// `SOCKET_*`.
     pub kind: u8,
@@ -749,6 +799,9 @@ pub const SOCKET_ASKED: u8 = 0;
 /// [`RedirectedSocket::kind`]: the value is the backend that the socket was pointed at before this
 /// one. Only sockets to services have such entries.
 pub const SOCKET_BEFORE: u8 = 1;
+/// [`RedirectedSocket::kind`]: the value is the backend that a UDP socket keeps for a service with
+/// session affinity.
+pub const SOCKET_CHOSEN: u8 = 2;
 
 /// `REDIRECTED_SOCKETS`: an address, as the kind of the key says.
 #[repr(C)]
@@ -901,10 +954,13 @@ plain! {
     Frontend: 20,
     Holder: 20,
     Backend: 20,
-    Service: 24,
+    Service: 32,
     BackendKey: 16,
     SourceRange: 32,
     ServingKey: 32,
+    PositionKey: 32,
+    AffinityKey: 24,
+    Affinity: 32,
     RedirectedSocket: 32,
     SocketAddress: 20,
     Count: 16,

@@ -60,6 +60,14 @@ pub const fn choice_of_socket(cookie: u64, list: u64) -> u32 {
     (hash >> 32) as u32
 }
 
+/// Returns whether a client of a service with session affinity keeps its backend: its last
+/// connection began less than `seconds` ago. Both times are nanoseconds.
+#[inline(always)]
+pub const fn keeps_backend(last_begun: u64, now: u64, seconds: u32) -> bool {
+    // Another CPU may have begun a connection after this one read the clock.
+    now.saturating_sub(last_begun) < seconds as u64 * 1_000_000_000
+}
+
 /// Returns the port of an attempt after the one with the flow's own port: a walk through the range
 /// from a random start (RFC 6056).
 #[inline(always)]
@@ -313,6 +321,15 @@ mod tests {
                 assert!(chosen.iter().all(|count| (842..1158).contains(count)), "{list} {step} {chosen:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_client_keeps_its_backend_for_so_many_seconds() {
+        const SECOND: u64 = 1_000_000_000;
+        assert!(keeps_backend(SECOND, SECOND, 1));
+        assert!(keeps_backend(SECOND, 3 * SECOND - 1, 2) && !keeps_backend(SECOND, 3 * SECOND, 2));
+        assert!(keeps_backend(SECOND + 1, SECOND, 1), "another CPU was later");
+        assert!(keeps_backend(0, u64::from(u32::MAX) * SECOND - 1, u32::MAX));
     }
 
     #[test]

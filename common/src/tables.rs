@@ -142,27 +142,35 @@ macro_rules! tables {
             entries 4096, option max_host_ports, rank 9, share $crate::tables::Share::Unlimited
         }
         Agent {
+            /// List of a service's backends, pod address, port → position. Only for services with
+            /// session affinity.
+            // Before `BACKENDS`, so the agent removes it after them. Otherwise a program that has
+            // just read the list's number would miss a client's backend, and choose another one.
+            POSITIONS, positions, Positions: LazyHash<$crate::abi::PositionKey, u32>,
+            entries 262_144, option none, rank 10, share $crate::tables::Share::Unlimited
+        }
+        Agent {
             /// List of a service's backends, and position → pod address, port.
             // Before `SERVICES`: a list is whole before a service has its number.
             BACKENDS, backends, Backends: LazyHash<$crate::abi::BackendKey, $crate::abi::Backend>,
-            entries 262_144, option none, rank 10, share $crate::tables::Share::Unlimited
+            entries 262_144, option none, rank 11, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Service, pod address, port → 0. The service's UDP flows to this backend go on.
             SERVING, serving, Serving: LazyHash<$crate::abi::ServingKey, u32>,
-            entries 262_144, option none, rank 11, share $crate::tables::Share::Unlimited
+            entries 262_144, option none, rank 12, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// List of a service's backends, and position → network of clients that may use the
             /// service. Only for services with `loadBalancerSourceRanges`.
             SOURCE_RANGES, source_ranges, SourceRanges:
                 LazyHash<$crate::abi::BackendKey, $crate::abi::SourceRange>,
-            entries 65_536, option none, rank 12, share $crate::tables::Share::Unlimited
+            entries 65_536, option none, rank 13, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Address, port and protocol of a service → list of its backends, number of the service.
             SERVICES, services, Services: LazyHash<$crate::abi::Frontend, $crate::abi::Service>,
-            entries 65_536, option none, rank 13, share $crate::tables::Share::Unlimited
+            entries 65_536, option none, rank 14, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.
@@ -198,6 +206,14 @@ macro_rules! tables {
             REDIRECTED_SOCKETS, redirected_sockets, RedirectedSockets:
                 LruHash<$crate::abi::RedirectedSocket, $crate::abi::SocketAddress>,
             entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// Service with session affinity, client → the backend that the client keeps, and when
+            /// the client began its last connection.
+            // LRU without a share: clients outside can fill it, and the kernel evicts those that
+            // have not come for the longest time.
+            AFFINITY, affinity, Affinity: LruHash<$crate::abi::AffinityKey, $crate::abi::Affinity>,
+            entries 65_536, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple of IPv4 → what the programs know of a flow past the host stack.

@@ -231,7 +231,12 @@ mod tests {
             let serving = |((service, _), last): (&(u64, u32), &u8)| abi::ServingKey {
                 service: *service, address: address(*last), port: Be16::new(8080), reserved: [0; 6],
             };
+            let position = |((list, index), last): (&(u64, u32), &u8)| (
+                abi::PositionKey { list: *list, address: address(*last), port: Be16::new(8080), reserved: [0; 6] },
+                *index,
+            );
             let tables = Tables {
+                positions: backends.iter().map(position).collect(),
                 serving: backends.iter().map(|entry| (serving(entry), 0)).collect(),
                 links: links.into_iter().map(|(key, mtu)| (key, link(mtu))).collect(),
                 links6: links6.into_iter().map(|(key, last)| (key, link6(last))).collect(),
@@ -244,7 +249,7 @@ mod tests {
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 backends: backends.into_iter().map(|((list, index), last)| (abi::BackendKey { list, index, reserved: 0 }, backend(last))).collect(),
                 source_ranges: BTreeMap::new(),
-                services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, id: 1, backends: 1, flags: 0 })).collect(),
+                services: services.into_iter().map(|(last, list)| (frontend((last, 80)), abi::Service { list, id: 1, backends: 1, flags: 0, affinity: 0, reserved: 0 })).collect(),
             };
             let routes = routes.into_iter();
             let routes = routes.map(|(key, device)| (IpAddr::from([10, 0, 0, key]).into(), route(device))).collect();

@@ -25,7 +25,7 @@ use super::maps::Maps;
 /// | `SERVICES` | a known destination is not a service's address | new: the address's region |
 /// | | a UDP flow goes on while its backend serves | the service |
 /// | `SERVING` | a UDP flow goes on while its backend serves | removed: the service |
-/// | `BACKENDS` | never: a service's list does not change, and a flow keeps its backend | |
+/// | `BACKENDS`, `POSITIONS` | never: a service's list does not change, and a flow keeps its backend | |
 /// | `SOURCE_RANGES` | never: they admit only new flows | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
@@ -55,6 +55,7 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         | TableChange::Serving(_)
         | TableChange::Backends(_)
         | TableChange::SourceRanges(_)
+        | TableChange::Positions(_)
         | TableChange::TunnelPeers(_)
         | TableChange::Frontends(_)
         | TableChange::Guards(_) => BTreeSet::new(),
@@ -144,7 +145,7 @@ mod tests {
         let region = |text| epoch::region(&address(text));
         let (known, new) = (Some(endpoint(4)), endpoint(5));
         let nothing: Vec<u16> = Vec::new();
-        let service = abi::Service { list: 7, id: 1 << 40, backends: 1, flags: 0 };
+        let service = abi::Service { list: 7, id: 1 << 40, backends: 1, flags: 0, affinity: 0, reserved: 0 };
         let serving = abi::ServingKey {
             service: service.id,
             address: backend.address,

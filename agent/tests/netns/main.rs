@@ -68,6 +68,7 @@ mod restart;
 mod seccomp;
 mod second_agent;
 mod service;
+mod service_affinity;
 mod service_health;
 mod service_list;
 mod service_processes;

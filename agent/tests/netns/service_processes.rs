@@ -68,7 +68,8 @@ fn add_by_hand(node: &Node, at: SocketAddr, backend: IpAddr) {
     let (address, port) = (at.ip().into(), Be16::new(at.port()));
     let frontend = Frontend { address, port, protocol: protocol::UDP, clients: 0 };
     let mut services = table(node, maps::SERVICES);
-    services.insert(frontend, Service { list, id: 1, backends: 1, flags: 0 }, 0).unwrap();
+    let service = Service { list, id: 1, backends: 1, flags: 0, affinity: 0, reserved: 0 };
+    services.insert(frontend, service, 0).unwrap();
 }
 
 /// Returns the number of entries about redirected sockets.
@@ -78,7 +79,7 @@ fn remembered(node: &Node) -> usize {
 
 /// Waits until there are none. A child process of another test has the sockets of this one for a
 /// moment, between fork and exec.
-fn forgets_all(node: &Node) -> bool {
+pub fn forgets_all(node: &Node) -> bool {
     wait_until(|| (remembered(node) == 0).then_some(())).is_some()
 }
 

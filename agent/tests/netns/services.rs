@@ -74,8 +74,13 @@ pub fn put(lab: &Lab, name: &str, last: u8, pods: &[&Pod], entries: u32) {
 
 /// Does the same for any endpoints.
 pub fn put_endpoints(lab: &Lab, name: &str, last: u8, endpoints: [&[IpAddr]; 2], entries: u32) {
+    put_object(lab, name, object(name, service(last)), endpoints, entries);
+}
+
+/// Does the same for any Service object with this name.
+pub fn put_object(lab: &Lab, name: &str, object: Value, endpoints: [&[IpAddr]; 2], entries: u32) {
     let api = lab.api_server().unwrap();
-    api.put(object(name, service(last)));
+    api.put(object);
     (0..2).for_each(|family| api.put(slice(name, endpoints[family], family)));
     for node in [lab.node(0), lab.node(1)] {
         assert!(serves(node, entries), "{}", node.agent_log_tail(20));
@@ -293,19 +298,14 @@ fn what_only_kube_proxy_can_serve_is_left_to_it() {
     let pod = lab.node(0).add_pod("pod").unwrap();
     let api = lab.api_server().unwrap();
     put(&lab, "web", 0x34, &[&pod], ENTRIES);
-    let sticky = |yes: bool| {
-        let mut service = object("web", service(0x34));
-        if yes {
-            service["spec"]["sessionAffinity"] = "ClientIP".into();
-        }
-        service
-    };
-    for (what, is_served, object) in [("session affinity", 0, sticky(true)), ("none", ENTRIES, sticky(false))]
-    {
+    let web = object("web", service(0x34));
+    let mut of_sctp = web.clone();
+    of_sctp["spec"]["ports"] = json!([{ "name": "signal", "port": SERVICE_PORT, "protocol": "SCTP" }]);
+    for (what, is_served, object) in [("SCTP", 0, of_sctp), ("TCP and UDP again", ENTRIES, web.clone())] {
         api.put(object);
         assert!(serves(lab.node(0), is_served), "{what}\n{}", lab.node(0).agent_log_tail(20));
     }
-    api.delete_like(&sticky(false));
+    api.delete_like(&object("web", service(0x34)));
     assert!(serves(lab.node(0), 0), "the service is gone");
     for table in ["BACKENDS", "SERVING"] {
         assert_eq!(metric(lab.node(0), &format!("podwire_table_entries{{table=\"{table}\"}}")), "0");

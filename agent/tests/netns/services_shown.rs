@@ -50,9 +50,9 @@ fn services_are_shown_with_who_serves_them_and_why() {
     assert_eq!(column(&all, "kind"), kinds);
     assert_eq!(column(&all, "protocol"), ["tcp", "tcp", "tcp", "tcp", "sctp"]);
     assert_eq!(column(&all, "port_name"), ["tcp", "tcp", "tcp", "tcp", "signal"]);
-    let by = ["podwire", "kube-proxy", "podwire", "podwire", "kube-proxy"];
+    let by = ["podwire", "podwire", "podwire", "podwire", "kube-proxy"];
     assert_eq!(column(&all, "served_by"), by);
-    let because = ["-", "session-affinity", "-", "-", "sctp"];
+    let because = ["-", "-", "-", "-", "sctp"];
     assert_eq!(column(&all, "because"), because);
     assert_eq!(column(&all, "answer"), ["refused", "-", "-", "-", "-"]);
     assert!(text(node, &["services", "--service", "empty"]).contains("podwire: refused"));

@@ -1,6 +1,7 @@
 //! Packet tables: the kernel runs each program on one frame at a time, with maps that the agent's
 //! own code filled. The tables check the verdict, the exact bytes, the counters and the maps.
 
+mod affinity;
 mod captured;
 mod chain;
 mod collector;

@@ -17,15 +17,20 @@ use crate::fixture::*;
 use crate::kinds::ack;
 use crate::packets::*;
 
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-const SERVICE_PORT: u16 = 80;
+pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+pub const SERVICE_PORT: u16 = 80;
 const POD_PORT: u16 = 8080;
 /// A privileged port, which flows to a service keep.
 const CLIENT_PORT: u16 = 700;
 
+/// Returns a node that serves services.
+pub fn without_services(mode: Mode) -> Fixture {
+    Fixture::with_config(mode, |config| abi::Config { services: 1, ..*config })
+}
+
 /// Returns a node with one service, for each protocol.
 fn fixture(mode: Mode, backends: &[Ipv4Addr]) -> Fixture {
-    let mut fixture = Fixture::with_config(mode, |config| abi::Config { services: 1, ..*config });
+    let mut fixture = without_services(mode);
     serve(&mut fixture, backends);
     fixture
 }
@@ -36,10 +41,16 @@ fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
 
 /// Serves with backends for new flows, and others to which only flows of before go on.
 fn serve_beside(fixture: &mut Fixture, backends: &[Ipv4Addr], others: &[Ipv4Addr]) {
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    put(fixture, protocols.map(|protocol| port(protocol, backends, others)).into());
+}
+
+/// Returns a port of the service, with backends for new flows and others.
+pub fn port(protocol: Protocol, backends: &[Ipv4Addr], others: &[Ipv4Addr]) -> ServedPort {
     let port = |number| NonZeroU16::new(number).unwrap();
     let backend =
         |address: &Ipv4Addr| Backend { address: IpAddr::V4(*address), port: port(POD_PORT), is_local: false };
-    let served = |protocol| ServedPort {
+    ServedPort {
         name: String::new(),
         protocol,
         family: Family::V4,
@@ -56,9 +67,12 @@ fn serve_beside(fixture: &mut Fixture, backends: &[Ipv4Addr], others: &[Ipv4Addr
             keeps_client_address: false,
             source_ranges: Vec::new(),
         }],
-    };
+    }
+}
+
+/// Gives the service these ports.
+pub fn put(fixture: &mut Fixture, ports: Vec<ServedPort>) {
     let name = ServiceName { namespace: "default".into(), name: "web".into() };
-    let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(served).into();
     fixture.model.services.set(&name, Some(ports));
     fixture.fill();
 }

@@ -3,6 +3,7 @@
 //! file; all maps are declared here.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
+mod affinity;
 mod beginnings;
 mod clock;
 mod config;
@@ -37,6 +38,7 @@ use podwire_common::{
 
 use crate::helpers;
 
+pub use affinity::{backend_for, listed_backend};
 pub use beginnings::{is_inbound_flow, note_beginning, noted_beginning, record_inbound_flow};
 pub use clock::{is_fresh, jiffies, now, random};
 pub use config::{
@@ -61,9 +63,10 @@ pub use nodes::{
     is_not_masqueraded, is_own_address, is_tunnel_peer, link, link6, network, node, note_refused, vtep,
 };
 pub use redirected_sockets::{
-    forget_closed_socket, forget_redirected_socket, redirected_socket, remember_redirected_socket,
+    forget_closed_socket, forget_redirected_socket, keep_backend_of_socket, kept_backend_of_socket,
+    redirected_socket, remember_redirected_socket,
 };
-pub use services::{admits, backend_of, chosen_backend_of, is_serving, other_ports, service};
+pub use services::{admits, chosen_backend_of, is_serving, other_ports, service};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

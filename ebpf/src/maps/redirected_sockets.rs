@@ -1,7 +1,9 @@
 //! Sockets of this node's own processes that were redirected: `REDIRECTED_SOCKETS`.
 
 use aya_ebpf::bindings::BPF_ANY;
-use podwire_common::abi::{RedirectedSocket, SOCKET_ASKED, SOCKET_BEFORE, SocketAddress};
+use podwire_common::abi::{
+    Backend, RedirectedSocket, SOCKET_ASKED, SOCKET_BEFORE, SOCKET_CHOSEN, SocketAddress,
+};
 use podwire_common::addr::{Addr, Be16};
 
 use super::{REDIRECTED_SOCKETS, has_services};
@@ -20,7 +22,8 @@ pub fn redirected_socket(socket: &RedirectedSocket) -> Option<SocketAddress> {
 
 /// Remembers the address that a process asked for, for its redirected socket. If memory is short,
 /// the process sees the backend's address, but the connection works.
-#[inline(always)]
+// Not inlined: keys and values would take stack in the caller.
+#[inline(never)]
 pub fn remember_redirected_socket(socket: &RedirectedSocket, asked: &SocketAddress) {
     let _ = REDIRECTED_SOCKETS.insert(socket, asked, BPF_ANY.into());
     if has_services() {
@@ -65,7 +68,37 @@ pub fn forget_closed_socket(cookie: u64) {
         let _ = REDIRECTED_SOCKETS.remove(at);
         at.address = backend.address;
         at.port = backend.port;
-        let _ = REDIRECTED_SOCKETS.remove(RedirectedSocket { kind: SOCKET_ASKED, ..at });
+        at.kind = SOCKET_ASKED;
+        if let Some(asked) = redirected_socket(&at) {
+            let _ = REDIRECTED_SOCKETS.remove(at);
+            let _ = REDIRECTED_SOCKETS.remove(choice(cookie, &asked));
+        }
+        at.kind = SOCKET_BEFORE;
+    }
+}
+
+/// Returns the backend that a UDP socket keeps for a service with session affinity.
+#[inline(always)]
+pub fn kept_backend_of_socket(cookie: u64, asked: &SocketAddress) -> Option<SocketAddress> {
+    redirected_socket(&choice(cookie, asked))
+}
+
+/// Makes a UDP socket keep a backend of a service with session affinity.
+#[inline(always)]
+pub fn keep_backend_of_socket(cookie: u64, asked: &SocketAddress, backend: &Backend) {
+    let kept = SocketAddress { address: backend.address, port: backend.port, reserved: [0; 2] };
+    let _ = REDIRECTED_SOCKETS.insert(choice(cookie, asked), kept, BPF_ANY.into());
+}
+
+/// Returns the key of the backend that a socket keeps.
+#[inline(always)]
+fn choice(cookie: u64, asked: &SocketAddress) -> RedirectedSocket {
+    RedirectedSocket {
+        cookie,
+        address: asked.address,
+        port: asked.port,
+        kind: SOCKET_CHOSEN,
+        reserved: [0; 5],
     }
 }
 

@@ -46,11 +46,11 @@ pub fn other_ports(address: &Addr) -> Option<&'static Service> {
 /// Returns a random backend of a service. `None`: the agent has just removed the list, because the
 /// service has another one.
 #[inline(always)]
-pub fn backend_of(service: &Service) -> Option<&'static Backend> {
+pub(super) fn random_backend_of(service: &Service) -> Option<&'static Backend> {
     chosen_backend_of(service, random())
 }
 
-/// Does the same as [`backend_of`], but `number` chooses the backend.
+/// Does the same as [`random_backend_of`], but `number` chooses the backend.
 #[inline(always)]
 pub fn chosen_backend_of(service: &Service, number: u32) -> Option<&'static Backend> {
     // Without backends it finds nothing; the verifier refuses a division by zero.

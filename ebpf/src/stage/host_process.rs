@@ -12,6 +12,7 @@ use podwire_common::{
         SocketAddress,
     },
     addr::{Addr, Be16},
+    flow::protocol,
     nat,
     reason::{Drop, Path},
 };
@@ -142,8 +143,8 @@ fn pod_at_host_port(asked: &SocketAddress, protocol: u8) -> Option<&'static Back
 }
 
 /// Returns the backend for a socket that asks for a service. A socket of UDP must keep its backend
-/// from one datagram to the next, connected or not, so its number chooses. The same serves TCP,
-/// where each connection has a socket of its own.
+/// from one datagram to the next, connected or not. So its number chooses, unless the service has
+/// session affinity. The same serves TCP, where each connection has a socket of its own.
 ///
 /// # Errors
 /// [`Drop::NoBackend`], [`Drop::NoLocalBackend`], [`Drop::ServicePortUnknown`],
@@ -167,8 +168,10 @@ fn backend_of_service(
         return Err(reason);
     }
     let cookie = call.socket_cookie();
-    let choose =
-        |service: &Service| maps::chosen_backend_of(service, nat::choice_of_socket(cookie, service.list));
+    let choose = |service: &Service| match service.affinity {
+        0 => maps::chosen_backend_of(service, nat::choice_of_socket(cookie, service.list)),
+        _ => backend_of_this_node(service, asked, cookie, protocol),
+    };
     // The agent may have removed the list just after this lookup. Then the service has another one.
     Ok(choose(service).or_else(|| choose(service_at(asked, protocol)?)))
 }
@@ -179,7 +182,32 @@ fn service_of(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
     maps::service(&asked.address, &any_of(&asked.address), asked.port, protocol, CLIENTS_INSIDE)
 }
 
-#[inline(always)]
+/// Returns the backend for a socket that asks for a service with session affinity. All processes of
+/// this node are one client. A UDP socket begins a flow when it has no backend, or one to which new
+/// flows no longer go.
+// Not inlined: the keys would take stack in the caller.
+#[inline(never)]
+fn backend_of_this_node(
+    service: &Service,
+    asked: &SocketAddress,
+    cookie: u64,
+    protocol: u8,
+) -> Option<&'static Backend> {
+    if protocol == protocol::UDP
+        && let Some(kept) = maps::kept_backend_of_socket(cookie, asked)
+        && let Some(backend) = maps::listed_backend(service, &kept.address, kept.port)
+    {
+        return Some(backend);
+    }
+    let backend = maps::backend_for(service, &Addr::UNSPECIFIED)?;
+    if protocol == protocol::UDP {
+        maps::keep_backend_of_socket(cookie, asked, backend);
+    }
+    Some(backend)
+}
+
+// Not inlined: the keys would take stack in the caller.
+#[inline(never)]
 fn service_at(asked: &SocketAddress, protocol: u8) -> Option<&'static Service> {
     if !maps::has_services() {
         return None;

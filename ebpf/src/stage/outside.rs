@@ -65,7 +65,7 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
         return Ok(false);
     };
     service::refuse(service, &flow.source)?;
-    let Some(backend) = service::choose(service) else {
+    let Some(backend) = maps::backend_for(service, &flow.source) else {
         return Ok(false);
     };
     let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);

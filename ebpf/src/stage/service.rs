@@ -39,7 +39,7 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Res
         return Ok(false);
     };
     refuse(service, &flow.source)?;
-    let Some(backend) = choose(service) else {
+    let Some(backend) = maps::backend_for(service, &flow.source) else {
         return Ok(false);
     };
     let uplink = maps::node(&backend.address).map_or(0, |node| node.uplink);
@@ -64,13 +64,6 @@ pub fn refuse(service: &Service, client: &Addr) -> Result<(), Drop> {
         return Err(Drop::SourceRange);
     }
     service.refusal().map_or(Ok(()), Err)
-}
-
-/// Returns one of the service's backends.
-// Not inlined: the key would take stack in the caller.
-#[inline(never)]
-pub fn choose(service: &Service) -> Option<&'static Backend> {
-    maps::backend_of(service)
 }
 
 /// Notes in a translation which backend was chosen, and from which list.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 
 use ipnet::IpNet;
 use podwire_common::abi;
@@ -59,7 +60,8 @@ fn add_address(slice: &mut Slice, address: IpAddr, are_all_served: bool) {
         clients: abi::CLIENTS_INSIDE,
     };
     let flags = if are_all_served { abi::SERVICE_REFUSES } else { 0 };
-    slice.tables.services.insert(key, abi::Service { list: 0, id: number(address), backends: 0, flags });
+    let entry = abi::Service { list: 0, id: number(address), backends: 0, flags, affinity: 0, reserved: 0 };
+    slice.tables.services.insert(key, entry);
 }
 
 /// Whose connections the programs serve at a frontend.
@@ -107,8 +109,6 @@ pub enum NotServed {
     SourceRanges,
     /// It is SCTP: its checksum covers the ports, and the programs cannot compute it.
     Sctp,
-    /// Its service has session affinity.
-    SessionAffinity,
 }
 
 impl NotServed {
@@ -121,7 +121,6 @@ impl NotServed {
             Self::OtherService => "other-service",
             Self::SourceRanges => "source-ranges",
             Self::Sctp => "sctp",
-            Self::SessionAffinity => "session-affinity",
         }
     }
 }
@@ -150,7 +149,6 @@ pub fn why_not(
         () if !services.has(name, port, frontend) => Some(NotServed::OtherService),
         () if frontend.source_ranges.len() > abi::MAX_SOURCE_RANGES as usize => Some(NotServed::SourceRanges),
         () if port.protocol == Protocol::Sctp => Some(NotServed::Sctp),
-        () if port.affinity.is_some() => Some(NotServed::SessionAffinity),
         () => None,
     }
 }
@@ -209,9 +207,14 @@ fn add(
         let key = abi::BackendKey { list, index, reserved: 0 };
         slice.tables.source_ranges.insert(key, range(*network));
     }
+    let affinity = port.affinity.map_or(0, NonZeroU32::get);
     for (index, (address, port)) in (0..).zip(&backends) {
         let key = abi::BackendKey { list, index, reserved: 0 };
         slice.tables.backends.insert(key, abi::Backend { address: *address, port: *port, reserved: [0; 2] });
+        if affinity > 0 {
+            let key = abi::PositionKey { list, address: *address, port: *port, reserved: [0; 6] };
+            slice.tables.positions.insert(key, index);
+        }
     }
     // A TCP connection ends by itself.
     if port.protocol == Protocol::Udp {
@@ -228,7 +231,7 @@ fn add(
         clients: clients.number(),
     };
     let backends = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-    slice.tables.services.insert(key, abi::Service { list, id, backends, flags });
+    slice.tables.services.insert(key, abi::Service { list, id, backends, flags, affinity, reserved: 0 });
 }
 
 fn range(network: IpNet) -> abi::SourceRange {
@@ -433,6 +436,34 @@ mod tests {
         assert_eq!(refused([served.clone(), external.clone()], networks), [abi::SERVICE_REFUSES]);
         assert_eq!(refused([served, sctp], networks), [0]);
         assert_eq!(refused([external.clone(), external], networks), [0; 0]);
+    }
+
+    #[test]
+    fn a_service_with_affinity_has_the_positions_of_its_backends() {
+        let mut model = model();
+        let backends = [[10, 244, 2, 2], [10, 244, 1, 9], [10, 200, 0, 2]].map(IpAddr::from);
+        let mut port = ServedPort::example(&[(FrontendKind::ClusterIp, [10, 96, 0, 1].into())], &backends);
+        let tables = |model: &mut Model, port: &ServedPort| {
+            model.services.set(&name("web"), Some(vec![port.clone()]));
+            desired(model, Scope::All).tables
+        };
+        let without = tables(&mut model, &port);
+        assert_eq!((without.backends.len(), without.positions.len()), (3, 0));
+        port.affinity = NonZeroU32::new(120);
+        let with = tables(&mut model, &port);
+        let (old, new) =
+            (without.services.first_key_value().unwrap(), with.services.first_key_value().unwrap());
+        assert_eq!(*new.1, abi::Service { affinity: 120, ..*old.1 }, "the list and its number stay");
+        assert_eq!(with.backends, without.backends);
+        let positions: Vec<_> = with
+            .backends
+            .iter()
+            .map(|(key, backend)| {
+                let abi::Backend { address, port, .. } = *backend;
+                (abi::PositionKey { list: key.list, address, port, reserved: [0; 6] }, key.index)
+            })
+            .collect();
+        assert_eq!(with.positions, positions.into_iter().collect());
     }
 
     #[test]

@@ -214,13 +214,6 @@ fn name_as_they_are(want: &mut Slice, host: &Host) {
 
 /// Returns whether an operation changes a table of services.
 fn is_of_services(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Table(
-            TableChange::Services(_)
-                | TableChange::Serving(_)
-                | TableChange::Backends(_)
-                | TableChange::SourceRanges(_)
-        )
-    )
+    use TableChange::{Backends, Positions, Services, Serving, SourceRanges};
+    matches!(op, Op::Table(Services(_) | Serving(_) | Backends(_) | Positions(_) | SourceRanges(_)))
 }
