@@ -2,6 +2,7 @@
 //! connections reach, as `podwire services` shows them. The fields are stable: scripts read them.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use podwire_common::abi;
@@ -32,6 +33,9 @@ pub struct Frontend {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
+    /// Seconds for which a client keeps its backend. None: the service has no session affinity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<NonZeroU32>,
     /// Who translates connections of this node's pods and processes. None: no entry of the tables
     /// serves them, and no agent knows.
     #[serde(flatten)]
@@ -186,6 +190,7 @@ impl Snapshot {
                 protocol: port.protocol.name().into(),
                 address: frontend.address,
                 port: frontend.port.get(),
+                affinity: port.affinity,
                 inside: server(Clients::Inside),
                 outside: server(Clients::Outside),
                 backends: backends.iter().map(backend).collect(),

@@ -1,6 +1,7 @@
 //! `podwire services`: where clients reach services, who serves them, and which backends they reach.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use clap::Args;
 use podwire_common::abi;
@@ -59,8 +60,18 @@ impl Options {
 }
 
 impl Row for Frontend {
-    const HEADINGS: &'static [&'static str] =
-        &["SERVICE", "KIND", "PROTOCOL", "ADDRESS", "PORT", "SERVED BY", "BACKEND", "INSIDE", "OUTSIDE"];
+    const HEADINGS: &'static [&'static str] = &[
+        "SERVICE",
+        "KIND",
+        "PROTOCOL",
+        "ADDRESS",
+        "PORT",
+        "AFFINITY",
+        "SERVED BY",
+        "BACKEND",
+        "INSIDE",
+        "OUTSIDE",
+    ];
 
     fn cells(&self) -> Vec<String> {
         let server = |server: &Option<Server>| match server {
@@ -81,6 +92,7 @@ impl Row for Frontend {
             self.protocol.clone(),
             self.address.to_string(),
             self.port.to_string(),
+            self.affinity.map(|seconds| format!("{seconds}s")).unwrap_or_default(),
             served_by,
         ]
     }
@@ -191,6 +203,7 @@ fn nameless(view: &View, frontend: &abi::Frontend, service: &abi::Service) -> Fr
         protocol: protocol_name(frontend.protocol).into_owned(),
         address: IpAddr::from(frontend.address),
         port: frontend.port.get(),
+        affinity: NonZeroU32::new(service.affinity),
         inside: server.clone().filter(|_| !is_outside),
         outside: server.filter(|_| is_outside),
         backends: (0..service.backends).filter_map(entry).map(backend).collect(),

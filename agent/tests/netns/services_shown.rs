@@ -31,6 +31,7 @@ fn services_are_shown_with_who_serves_them_and_why() {
         object["spec"]["ports"].as_array_mut().unwrap().truncate(1);
     }
     sticky["spec"]["sessionAffinity"] = "ClientIP".into();
+    sticky["spec"]["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": 120 } });
     let mut of_sticky = slice("sticky", &[near.addresses()[0]], 0);
     of_sticky["endpoints"][0]["nodeName"] = node.name().into();
     let mut of_web = slice("web", &[&near, &far, &gone].map(|pod| pod.addresses()[0]), 0);
@@ -56,6 +57,8 @@ fn services_are_shown_with_who_serves_them_and_why() {
     assert_eq!(column(&all, "because"), because);
     assert_eq!(column(&all, "answer"), ["refused", "-", "-", "-", "-"]);
     assert!(text(node, &["services", "--service", "empty"]).contains("podwire: refused"));
+    let affinity: Vec<_> = all.iter().map(|row| row["affinity"].as_u64()).collect();
+    assert_eq!(affinity, [None, Some(120), None, None, None]);
     assert_eq!(all[2]["list"].as_str().unwrap().len(), 16);
 
     let yes = |why: &str| json!({ "used": true, "why": why });
@@ -86,8 +89,13 @@ fn services_are_shown_with_who_serves_them_and_why() {
     let of_far = lines.lines().find(|line| line.contains(&two.to_string())).unwrap();
     assert!(of_far.contains("podwire") && of_far.contains("not used: not-local"), "{lines}");
 
+    let lines = text(node, &["services", "--service", "sticky", "--family", "ipv4"]);
+    assert!(lines.contains(" 120s "), "{lines}");
+
     let list = &all[2]["list"];
     node.stop_agent().unwrap();
+    let of_sticky = shown(&["--address", &service(0x36)[0].to_string()]);
+    assert_eq!(of_sticky[0]["affinity"], 120);
     let kept = shown(&["--address", &service(0x35)[0].to_string()]);
     let ends = [&near, &far].map(|pod| pod.addresses()[0]);
     let [row] = &kept[..] else { panic!("{kept:?}") };
