@@ -225,7 +225,7 @@ fn backends_outside_the_cluster_are_reached_from_everywhere() {
 }
 
 #[test]
-fn only_clients_in_the_source_ranges_reach_a_load_balancers_address() {
+fn only_clients_in_the_source_ranges_reach_a_balancers_address() {
     let lab = lab(Mode::Vxlan);
     let node = lab.node(0);
     let (near, client) = (node.add_pod("near").unwrap(), node.add_pod("client").unwrap());
