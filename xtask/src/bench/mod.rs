@@ -93,6 +93,8 @@ enum Group {
     Listener,
     /// A pod by its service, beside the same pod without it.
     Services,
+    /// A host outside reaches a pod by a service: with Podwire, and with rules as kube-proxy's.
+    ServicesOutside,
     /// IPv6 beside IPv4, between the same pods.
     Families,
     /// ADD, from the start of the plugin to its end.
@@ -203,6 +205,7 @@ impl Group {
             Self::Snat => Contest::OneFamily(world::round_trips),
             Self::Connect => Contest::OneFamily(world::connections),
             Self::Services => Contest::OneFamily(services::measure),
+            Self::ServicesOutside => Contest::OneFamily(services::measure_outside),
             Self::Families => Contest::BothFamilies(families::measure),
             Self::Cni => Contest::Ipv4(cni::measure),
             Self::Scale => Contest::Ipv4(scale::measure),

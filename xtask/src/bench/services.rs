@@ -1,4 +1,5 @@
-//! A pod reaches another by a service, and the same pod without it.
+//! A pod reaches another by a service, and the same pod without it. A host outside reaches a pod by a
+//! service's external address, with Podwire's programs and with rules as kube-proxy writes them.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Families, Pod};
+use xtask::lab::{Families, Lab, Ns, Pod};
 
 use crate::bench::client::{Connections, FIRST_CONNECTION_PORT, ROUND_TRIP_PORT, Transport};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
@@ -19,6 +20,7 @@ use crate::bench::{Effort, contest};
 
 const POD: &str = "podwire, the pod itself";
 const SERVICE: &str = "podwire, by its service";
+const KUBE_PROXY: &str = "podwire, by rules as kube-proxy's";
 /// The port of a service that only shows whether the agent has read the file.
 const READY_PORT: u16 = 8000;
 /// Turns beside the counted rounds.
@@ -66,15 +68,103 @@ pub(crate) fn measure(
     Ok(())
 }
 
-fn connect(figure: &str, [pod, service]: &[Site; 2], effort: Effort) -> Result<Comparison> {
-    let mut to_pod = Connections::new(pod);
-    let mut to_service = Connections::new(service);
+/// Measures connections of a host outside, with the pod on the node that it asks and on another one.
+pub(crate) fn measure_outside(
+    programs: &Programs,
+    family: Family,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let turns = u16::try_from(effort.rounds)?.checked_add(SPARE_TURNS).context("fewer rounds")?;
+    let connections = || FIRST_CONNECTION_PORT..=FIRST_CONNECTION_PORT + turns;
+    let external = external_ip(family);
+    for (number, name) in [(0, "here"), (1, "there")] {
+        let folder = tempfile::tempdir().context("make a folder for the services")?;
+        let file = folder.path().join("services.json");
+        write(&file, &[])?;
+        let path = file.to_string_lossy();
+        let arguments = ["--services", "on", "--services-file", &path];
+        let own = lab_outside(programs, &arguments, family)?;
+        let peer = lab_outside(programs, &[], family)?;
+        let [backend, of_peer] = [&own, &peer].map(|lab| lab.node(number).add_pod("backend"));
+        let (backend, of_peer) = (backend?, of_peer?);
+        for lab in [&own, &peer] {
+            let via = lab.node(0).addresses()[0];
+            lab.underlay().ip(&format!("route add {external} via {via}\n"))?;
+        }
+        let mut objects = objects(cluster_ip(family), backend.address(), connections());
+        objects[0]["spec"]["externalIPs"] = json!([external]);
+        write(&file, &objects)?;
+        let ports = connections().chain([READY_PORT]);
+        peer.node(0).exec(&["nft", &kube_proxy_rules(external, of_peer.address(), ports)])?;
+        wait(own.world(), &backend, external)?;
+        wait(peer.world(), &of_peer, external)?;
+        let sites = [
+            Site::of_service(KUBE_PROXY, peer.world(), &of_peer, external),
+            Site::of_service(SERVICE, own.world(), &backend, external),
+        ];
+        let figure = format!("service-outside-{name}-connect");
+        let comparison = connect(&figure, &sites, effort)?;
+        let target = Some(Target::AtLeast(1.2));
+        comparison.record(&figure, SERVICE, KUBE_PROXY, Ratio::Plain, target, report)?;
+        report.charts.push(comparison.chart());
+    }
+    Ok(())
+}
+
+/// Makes a lab with a host outside.
+fn lab_outside(programs: &Programs, arguments: &[&str], family: Family) -> Result<Lab> {
+    let families = match family {
+        Family::Ipv4 => Families::V4,
+        Family::Ipv6 => Families::V6,
+    };
+    let builder = Lab::builder().node_file().families(families).binaries(&programs.binaries);
+    builder.agent_arguments(arguments).build()
+}
+
+/// Returns rules of nftables as those of kube-proxy: a map from address, protocol and port to a chain,
+/// which marks the packet for masquerading and translates its destination.
+fn kube_proxy_rules(external: IpAddr, pod: IpAddr, ports: impl Iterator<Item = u16>) -> String {
+    let (table, of_type) = if pod.is_ipv4() { ("ip", "ipv4_addr") } else { ("ip6", "ipv6_addr") };
+    let elements: Vec<_> = ports.map(|port| format!("{external} . tcp . {port} : goto external")).collect();
+    format!(
+        "table {table} outside {{
+            chain endpoint {{ meta l4proto tcp dnat to {pod}; }}
+            chain external {{ meta mark set meta mark or 0x4000; goto endpoint; }}
+            map services {{
+                type {of_type} . inet_proto . inet_service : verdict;
+                elements = {{ {} }}
+            }}
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                {table} daddr . meta l4proto . th dport vmap @services;
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat;
+                meta mark and 0x4000 == 0x4000 masquerade fully-random;
+            }}
+        }}",
+        elements.join(", ")
+    )
+}
+
+/// Measures connections per second at two sites.
+fn connect(figure: &str, sites: &[Site; 2], effort: Effort) -> Result<Comparison> {
+    let [mut first, mut second] = sites.each_ref().map(Connections::new);
     let contestants = vec![
-        Contestant::new(POD, || Ok([to_pod.measure(effort.turn)?])),
-        Contestant::new(SERVICE, || Ok([to_service.measure(effort.turn)?])),
+        Contestant::new(&sites[0].name, || Ok([first.measure(effort.turn)?])),
+        Contestant::new(&sites[1].name, || Ok([second.measure(effort.turn)?])),
     ];
     let [comparison] = Comparison::run_all([(figure, "connections/s")], effort, contestants)?;
     Ok(comparison)
+}
+
+/// Returns an address that no host has.
+fn external_ip(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => Ipv4Addr::new(203, 0, 113, 50).into(),
+        Family::Ipv6 => Ipv6Addr::new(0x2001, 0xdb8, 0x203, 0, 0, 0, 0, 0x50).into(),
+    }
 }
 
 fn cluster_ip(family: Family) -> IpAddr {
@@ -118,7 +208,7 @@ fn write(file: &Path, objects: &[Value]) -> Result<()> {
 }
 
 /// Waits until the client's node serves the service.
-fn wait(client: &Pod, server: &Pod, service: IpAddr) -> Result<()> {
+fn wait(client: &Ns, server: &Pod, service: IpAddr) -> Result<()> {
     let route = Route::translated(SocketAddr::new(service, READY_PORT), READY_PORT);
     let start = Instant::now();
     while traffic::tcp_exchange_on(client, server, route, 1).is_err() {

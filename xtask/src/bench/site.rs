@@ -231,9 +231,9 @@ impl Site {
         }
     }
 
-    /// Makes a site of a pod that is reached by a service. Their lab outlives the site.
-    pub(crate) fn of_service(name: &str, client: &Pod, server: &Pod, service: IpAddr) -> Self {
-        Self { address: service, ..Self::of_pods(name, client, server) }
+    /// Makes a site of a pod that a client reaches by a service. Their lab outlives the site.
+    pub(crate) fn of_service(name: &str, client: &Ns, server: &Pod, service: IpAddr) -> Self {
+        Self { address: service, ..Self::of_namespaces(name, client, server, server.address()) }
     }
 
     fn between(
