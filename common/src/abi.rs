@@ -317,7 +317,8 @@ pub struct Translation {
     pub hairpin: u8,
     /// 1: the host's rules let the flow's first packet pass unchanged, or the first packet of an
     /// earlier connection to the same address and port. All packets but that one go past the host
-    /// stack, both ways ([`TRANSLATION_SNAT`]).
+    /// stack, both ways ([`TRANSLATION_SNAT`]). Or: the backend is outside the cluster
+    /// ([`TRANSLATION_RELAY`]).
     pub past_stack: u8,
     /// 1: a packet of this half's direction has gone past the host stack, so the next one is worth
     /// an entry in `FLOWS`. Short connections get no entry.
@@ -375,10 +376,10 @@ pub struct Holder {
     /// A pod of this node, or the overlay address for flows of [`TRANSLATION_TUNNEL`];
     /// [`Addr::UNSPECIFIED`] for the node itself.
     pub address: Addr,
-    /// The pod's port behind a hostPort: then the entries are the flows of the hostPort's clients.
-    /// Else 0. Network order.
+    /// The pod's port behind a hostPort, or behind a service for clients outside: then the entries are
+    /// the flows of these clients. Else 0. Network order.
     pub port: Be16,
-    /// IP protocol number of a hostPort, else 0.
+    /// IP protocol number if there is a port, else 0.
     pub protocol: u8,
     /// `TABLE_*`.
     pub table: u8,

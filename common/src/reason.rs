@@ -52,7 +52,7 @@ numbered! {
         /// A pod sent ARP that is not a request for its own gateway.
         ArpNotForGateway = 10 "arp-not-for-gateway",
         /// A pod sent VXLAN to a node, or to the world under its node's address. Or a rule of the
-        /// host turned another packet into such a VXLAN packet.
+        /// host, or a service, turned another packet into such a VXLAN packet.
         VxlanFromPod = 11 "vxlan-from-pod",
         /// VXLAN from an address that belongs to no node.
         TunnelPeerUnknown = 12 "tunnel-peer-unknown",
@@ -108,8 +108,8 @@ numbered! {
         /// host that had not sent that packet.
         IcmpErrorNotOwned = 32 "icmp-error-not-owned",
         // 33 was never released.
-        /// The pod, hostPort or node that the new flow counts for already has its share of the
-        /// translation table.
+        /// The pod, port of a pod (for clients outside) or node that the new flow counts for already has
+        /// its share of the translation table.
         TranslationShareUsed = 34 "translation-share-used",
         /// The next program is missing from the array of programs: something emptied the array.
         ProgramMissing = 35 "program-missing",

@@ -1,6 +1,6 @@
 //! Takes the results of the collector of flows.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
@@ -67,8 +67,17 @@ fn name_of(model: &Model, holder: &Holder) -> String {
     match pod {
         None if is_overlay => "the masquerading into the tunnel".to_owned(),
         None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
+        None if holder.protocol != 0 => {
+            let to = SocketAddr::new(holder.address.into(), holder.port.get());
+            format!("clients outside that reach {to} by a service")
+        }
         None => format!("{:?}, an address that no pod has any more,", holder.address),
         Some(pod) if holder.protocol == 0 => pod.to_string(),
-        Some(pod) => format!("the hostPort that leads to port {} of {pod}", holder.port.get()),
+        Some(pod) => {
+            format!(
+                "clients outside that reach port {} of {pod} by a hostPort or a service",
+                holder.port.get()
+            )
+        }
     }
 }

@@ -151,6 +151,24 @@ fn clients_outside_learn_how_much_the_tunnel_takes() {
 }
 
 #[test]
+fn a_relayed_backend_learns_the_mtu_towards_the_client() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = lab(mode);
+        let far = lab.node(1).add_pod("far").unwrap();
+        let [address, address6] = far.addresses() else { panic!("one family") };
+        add(&lab, 0x4e, [&[*address], &[*address6]], 0);
+        lab.underlay().ip("link set world mtu 1300\n").unwrap();
+        for family in FAMILIES {
+            let route = Route::translated(places(lab.node(0), 0x4e, family)[0], POD_PORT);
+            let (world, _) = world_end(&lab, family);
+            traffic::tcp_exchange_on(world, &far, route, 1 << 20).unwrap();
+            let learnt = path_mtu(&far, lab.node(0).addresses()[family]);
+            assert_eq!(learnt, Some(1300), "{mode:?}, {}", route.destination);
+        }
+    }
+}
+
+#[test]
 fn with_the_policy_local_clients_reach_only_backends_here() {
     let lab = lab(Mode::Vxlan);
     let [node, other] = [lab.node(0), lab.node(1)];

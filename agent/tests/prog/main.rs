@@ -37,6 +37,7 @@ mod protocols;
 mod records;
 mod refusals;
 mod services;
+mod services_outside;
 mod snat;
 mod to_overlay;
 mod to_pod;

@@ -8,7 +8,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{
         CLIENTS_INSIDE, ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS,
-        NODE_LOCAL,
+        NODE_LOCAL, TRANSLATION_SERVICE,
     },
     flow::protocol,
     names::programs::Jump,
@@ -20,7 +20,7 @@ use crate::{
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
         arp, checksum, direct, ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
-        neighbour, service, snat, source, stack_flow, tunnel_out,
+        neighbour, snat, source, stack_flow, tunnel_out,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump, serve},
 };
@@ -130,14 +130,14 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     source::keep_to_limit(ctx, endpoint)?;
     icmp_error::check_from_pod(packet)?;
     flow::complete(packet)?;
-    if service::is_answer(packet) {
-        return Ok(Verdict::SERVE);
-    }
     // Any pod may be the backend of a service.
     if (endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0 || maps::has_services())
         && let Some(to) = frontend::reply_of_pod(packet)
     {
-        return frontend::reply(ctx, packet, endpoint, to);
+        return match to.kind {
+            TRANSLATION_SERVICE => Ok(Verdict::SERVE),
+            _ => frontend::reply(ctx, packet, endpoint, to),
+        };
     }
     let destination = packet.headers.destination_address();
     if let Some(other) = ends::receiving_pod(&packet.headers, &destination) {

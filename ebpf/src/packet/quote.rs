@@ -1,7 +1,13 @@
 //! Translation of ICMP errors, by the packet that they quote (RFC 5508 section 4.2).
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::Translation, addr::Be16, csum, flow::protocol, reason::Drop};
+use podwire_common::{
+    abi::{TRANSLATION_RELAY, Translation},
+    addr::Be16,
+    csum,
+    flow::protocol,
+    reason::Drop,
+};
 
 use super::{
     Ip, Parsed, Skb,
@@ -15,7 +21,8 @@ const ICMP_CHECKSUM: u32 = 2;
 
 /// Translates an ICMP error. The quoted packet travelled against the flow: the flow's source is the
 /// quoted packet's destination. The error itself may come from and go to any address. Its own
-/// address is translated only if it is an end of the flow.
+/// address is translated only if it is an end of the flow. A relayed error always gets the source of
+/// the flow: the other side does not know, or does not accept, the router that sent it.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
@@ -36,14 +43,14 @@ pub fn translate_quote<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translat
     translate_transport(ctx, packet, to, icmp)
 }
 
-/// Translates the error's own addresses, if they are ends of the flow.
+/// Translates the error's own addresses, if they are ends of the flow or if the flow is relayed.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn translate_own<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Result<(), Drop> {
     let (from, own) = (&packet.flow, &packet.headers.ip);
-    if own.raw_source() == I::raw(&from.source) {
+    if to.kind == TRANSLATION_RELAY || own.raw_source() == I::raw(&from.source) {
         replace_own(ctx, packet, I::SOURCE, own.raw_source(), I::raw(&to.source))?;
     }
     if own.raw_destination() == I::raw(&from.destination) {

@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Endpoint, NETWORK_REFUSED, NETWORK_THROUGH_STACK, NODE_IPSEC_PODS, Node, Translation},
     addr::Addr,
+    flow::protocol,
     reason::{Drop, Path},
 };
 
@@ -80,7 +81,7 @@ pub fn to_pod<I: KnownIp>(
 /// the pod that has sent it; `None`: a client outside or another node has.
 ///
 /// # Errors
-/// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+/// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`], [`Drop::VxlanFromPod`].
 #[inline(never)]
 pub fn reply<I: Ip>(
     ctx: &TcContext,
@@ -89,6 +90,9 @@ pub fn reply<I: Ip>(
     to: &Translation,
     path: Path,
 ) -> Outcome {
+    if is_tunnel(packet, to) {
+        return Err(Drop::VxlanFromPod);
+    }
     refuse_past_policies(&to.destination)?;
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
     let mut found = way.look_up::<I>(ctx);
@@ -115,6 +119,14 @@ pub fn reply<I: Ip>(
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
     Ok(Verdict::redirect(path, way.leave(ctx)))
+}
+
+/// Returns whether a packet would leave as one of the tunnel. It would have this node's address, which
+/// the other nodes trust.
+// Not inlined: its values would take stack in the caller.
+#[inline(never)]
+fn is_tunnel<I: Ip>(packet: &Parsed<I>, to: &Translation) -> bool {
+    !maps::is_direct() && packet.flow.protocol == protocol::UDP && to.destination_port == maps::vxlan_port()
 }
 
 /// Refuses a reply that an IPsec policy may match. Only the stack would ask the policy. But the

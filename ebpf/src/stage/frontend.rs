@@ -74,7 +74,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, clients: u8) -> Outc
         }
         Some(entry) if entry.get().kind == TRANSLATION_SERVICE => return Ok(Verdict::SERVE),
         Some(entry) if matches!(entry.get().kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) => {
-            return Ok(Verdict::OUTSIDE);
+            return if packet.is_overtaken { Err(Drop::FragmentBeforeFirst) } else { Ok(Verdict::OUTSIDE) };
         }
         Some(_) => Ok(Verdict::PASS),
         None => request(ctx, packet),
@@ -90,16 +90,22 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, clients: u8) -> Outc
     }
 }
 
-/// Returns the translation of a reply from behind a hostPort, or of an answer to a client outside, or
-/// `None` if the packet is neither.
-#[inline(always)]
+/// Returns the translation of a reply from behind a hostPort or a service, or `None` if the packet is
+/// no such reply.
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
 pub fn reply_of_pod<I: Ip>(packet: &Parsed<I>) -> Option<&'static Translation> {
     let entry = translation::of(packet)?;
     let half = entry.get();
-    if !matches!(half.kind, TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE) || half.reply == 0 {
+    if !matches!(half.kind, TRANSLATION_HOST_PORT | TRANSLATION_OUTSIDE | TRANSLATION_SERVICE)
+        || half.reply == 0
+    {
         return None;
     }
-    translation::touch(&entry, packet);
+    // The program for services does the same.
+    if half.kind != TRANSLATION_SERVICE {
+        translation::touch(&entry, packet);
+    }
     Some(half)
 }
 

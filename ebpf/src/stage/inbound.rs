@@ -52,7 +52,7 @@ pub fn from_network<I: KnownIp>(
 pub fn follow<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
     if matches!(half.kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) {
-        return Ok(Verdict::OUTSIDE);
+        return if packet.is_overtaken { Err(Drop::FragmentBeforeFirst) } else { Ok(Verdict::OUTSIDE) };
     }
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,

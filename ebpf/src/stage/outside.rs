@@ -5,8 +5,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        CLIENTS_OUTSIDE, FAMILY_IPV4, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
-        Translation,
+        CLIENTS_OUTSIDE, FAMILY_IPV4, LINK_INNER, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_OUTSIDE,
+        TRANSLATION_RELAY, Translation,
     },
     addr::Addr,
     reason::{Drop, Hook, Path},
@@ -23,9 +23,8 @@ use crate::{
 /// packet that the programs do not serve goes to the host stack.
 ///
 /// # Errors
-/// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::NoRouteBack`],
-/// [`Drop::RewriteFailed`], [`Drop::SnatNoAddress`], [`Drop::TunnelTooSmall`], those of
-/// [`service::refuse`] and [`translation::establish`].
+/// [`Drop::BackendGone`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`],
+/// [`Drop::VxlanFromPod`], those of [`service::refuse`] and [`translation::establish`].
 #[inline(always)]
 pub fn serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     flow::complete(packet)?;
@@ -54,11 +53,11 @@ fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
 /// Begins the translation of a client's packet to a service. Returns `false` for all other packets.
 ///
 /// # Errors
-/// [`Drop::SnatNoAddress`], those of [`service::refuse`] and [`translation::establish`].
+/// Those of [`service::refuse`] and [`translation::establish`].
 #[inline(never)]
 fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     let flow = &packet.flow;
-    if !packet.begins_flow() || packet.is_error || packet.is_authenticated() || flow.source.is_link_local() {
+    if !packet.begins_flow() || packet.is_error || packet.is_authenticated() || !may_ask::<I>(&flow.source) {
         return Ok(false);
     }
     let Some(service) = service::at(packet, CLIENTS_OUTSIDE) else {
@@ -70,38 +69,46 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     };
     let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);
     service::lead_to(&mut to, flow.protocol, service, backend);
-    if maps::endpoint(&backend.address).is_none() {
-        let (flags, uplink) =
-            maps::node(&backend.address).map_or((0, to.ifindex), |node| (node.flags, node.uplink));
-        // Processes of this node see the client's address, as pods here do.
-        if flags & NODE_LOCAL == 0 {
-            to.kind = TRANSLATION_RELAY;
-            to.source = internal_ip::<I>(uplink)?;
-        }
+    if maps::endpoint(&backend.address).is_none() && !lead_elsewhere::<I>(&mut to) {
+        return Ok(false);
     }
     translation::establish::<I>(ctx, flow, &mut to)?;
     Ok(true)
 }
 
-/// Returns this node's InternalIP of the family: the other nodes' policies know it as this node's.
-/// `uplink`: any uplink.
-///
-/// # Errors
-/// [`Drop::SnatNoAddress`].
+/// Returns whether a client with this address can get an answer. `::` and groups never send.
 #[inline(always)]
-fn internal_ip<I: Ip>(uplink: u32) -> Result<Addr, Drop> {
-    let address = match I::FAMILY {
+fn may_ask<I: Ip>(client: &Addr) -> bool {
+    I::FAMILY == FAMILY_IPV4
+        || !(client.is_link_local() || client.is_multicast() || *client == Addr::UNSPECIFIED)
+}
+
+/// Completes a translation to a backend that is no pod of this node. Returns `false` if only
+/// kube-proxy can serve it.
+// Not inlined: the keys would take stack in the caller.
+#[inline(never)]
+fn lead_elsewhere<I: Ip>(to: &mut Translation) -> bool {
+    let node = maps::node(&to.destination);
+    if node.is_some_and(|node| node.flags & NODE_LOCAL != 0) {
+        // A process of this node sees the client's address, as pods here do. On a link of containers
+        // and virtual machines, no program would translate its answer.
+        return maps::link(to.ifindex).is_none_or(|link| link.kind != LINK_INNER);
+    }
+    to.kind = TRANSLATION_RELAY;
+    to.past_stack = node.is_none().into();
+    // The client's link has the InternalIP only if it is an uplink.
+    let uplink = node.map_or(to.ifindex, |node| node.uplink);
+    let internal_ip = match I::FAMILY {
         FAMILY_IPV4 => maps::link(uplink).map(|link| link.tunnel_address),
         _ => maps::link6(uplink).map(|link| link.tunnel_address),
     };
-    address.filter(|address| *address != Addr::UNSPECIFIED).ok_or(Drop::SnatNoAddress)
+    // The other nodes' policies know this address as this node's.
+    to.source = internal_ip.unwrap_or(Addr::UNSPECIFIED);
+    to.source != Addr::UNSPECIFIED
 }
 
 #[inline(never)]
 fn send<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
-    if packet.is_overtaken {
-        return Err(Drop::FragmentBeforeFirst);
-    }
     translation::touch(entry, packet);
     let to = entry.get();
     if let Some(endpoint) = maps::endpoint(&to.destination) {
@@ -120,6 +127,10 @@ fn send<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) ->
 #[inline(always)]
 fn relay<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcome {
     let Some(node) = maps::node(&to.destination) else {
+        // A pod of a node that is gone would be looked for in the world.
+        if to.past_stack == 0 {
+            return Err(Drop::BackendGone);
+        }
         return relay_without_tunnel(ctx, packet, to, to.ifindex);
     };
     match node.flags & (NODE_LOCAL | NODE_ADDRESS) {

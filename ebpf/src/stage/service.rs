@@ -80,7 +80,7 @@ pub fn lead_to(to: &mut Translation, protocol_number: u8, service: &Service, bac
 
 /// Returns whether a packet of the client must choose a backend although its flow has one:
 ///
-/// - a SYN after an answer begins another connection;
+/// - a SYN after an answer begins another connection; of a client outside, after the end of one;
 /// - so does a SYN when the service has other backends now;
 /// - a datagram whose backend no longer serves.
 ///
@@ -93,7 +93,9 @@ pub fn chooses_again<I: Ip>(packet: &Parsed<I>, half: &Translation, clients: u8)
         return false;
     }
     if packet.flow.protocol == protocol::TCP && half.state & STATE_REPLIED != 0 {
-        return true;
+        // Anyone can invent a client outside. So there only the end of a connection shows that the
+        // next one begins.
+        return clients == CLIENTS_INSIDE || nat::is_closed(half.state);
     }
     let Some(service) = at(packet, clients) else {
         return true;

@@ -115,8 +115,9 @@ pub fn is_node_port(port: Be16) -> bool {
 // takes stack in steps of 32 bytes.
 #[inline(always)]
 pub fn remove<I: Ip>(flow: &Flow, half: &Translation) {
-    remove_halves::<I::FlowAddr>(flow, half);
+    // First, because it reads the half.
     give_back(flow, half);
+    remove_halves::<I::FlowAddr>(flow, half);
 }
 
 #[inline(never)]

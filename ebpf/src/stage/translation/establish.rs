@@ -76,22 +76,14 @@ fn establish_share<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation
         return Err(Drop::TranslationShareUsed);
     }
     let outcome = establish_pair::<I>(ctx, original, to);
-    if outcome != Ok(Made::Here) {
+    if outcome.is_err() {
         give_back(original, to);
     }
-    outcome.map(|_| ())
-}
-
-/// Where a pair was made.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Made {
-    Here,
-    /// Another CPU was first with the same flow.
-    Elsewhere,
+    outcome
 }
 
 #[inline(always)]
-fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
+fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
     let random = maps::random();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
     let mut attempt = 0;
@@ -113,7 +105,7 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
         }
         attempt += 1;
         match try_port::<I>(ctx, original, to, &mut oldest) {
-            Try::Done => return Ok(Made::Here),
+            Try::Done => return Ok(()),
             Try::There => return adopt(original, to),
             Try::Taken if oldest.last_seen == SAME_POD => break,
             Try::Taken => {}
@@ -130,7 +122,7 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
     give_back_closed(to, original.protocol);
     remove_closed::<I::FlowAddr>(to, original.protocol);
     match try_port::<I>(ctx, original, to, &mut oldest) {
-        Try::Done => Ok(Made::Here),
+        Try::Done => Ok(()),
         Try::There => adopt(original, to),
         _ => Err(Drop::SnatPortsExhausted),
     }
@@ -143,11 +135,14 @@ fn uses_service_ports(kind: u8) -> bool {
     matches!(kind, TRANSLATION_SERVICE | TRANSLATION_RELAY)
 }
 
-/// Uses the translation of another CPU, which was first with the same flow.
+/// Uses the translation of another CPU, which was first with the same flow, and gives back the share
+/// of this one. Another backend may be another holder.
 #[inline(never)]
-fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
-    *to = *added(original).ok_or(Drop::TranslationsFull)?.get();
-    Ok(Made::Elsewhere)
+fn adopt(original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+    let there = added(original).ok_or(Drop::TranslationsFull)?;
+    give_back(original, to);
+    *to = *there.get();
+    Ok(())
 }
 
 // Here and not in `remove_closed`: this is near the deepest point of the call chain.
