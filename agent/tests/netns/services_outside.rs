@@ -12,6 +12,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
 use crate::check::{Counted, Counter};
+use crate::commands::rows;
 use crate::icmp_errors::path_mtu;
 use crate::service::service;
 use crate::services::{
@@ -257,6 +258,8 @@ fn only_clients_in_the_source_ranges_reach_a_balancers_address() {
         lab.api_server().unwrap().put(object);
         let differs = || (node.map_dump(maps::SERVICES).unwrap() != before).then_some(());
         assert!(wait_until(differs).is_some(), "{}", node.agent_log_tail(20));
+        // The agent answers after it has written all of the change.
+        rows(node, &["services"]);
     };
     let dropped = || node.drops().unwrap().get(Drop::SourceRange.name()).copied().unwrap_or_default();
     let check = |ns: &Ns, is_admitted: bool| {
@@ -324,9 +327,10 @@ fn clients_outside_are_refused_without_an_endpoint() {
     for family in FAMILIES {
         let (world, _) = world_end(&lab, family);
         let place = places(node, 0x4d, family)[0];
-        let asks = udp(world, (unspecified(place.ip()), 0));
         let before = dropped(Drop::NoLocalBackend);
         let is_dropped = || {
+            // Each time another flow: one that begins before the policy changes goes on.
+            let asks = udp(world, (unspecified(place.ip()), 0));
             asks.send_to(b"question", place).unwrap();
             (dropped(Drop::NoLocalBackend) > before).then_some(())
         };
