@@ -40,6 +40,9 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Self {
+        // Before the folder is there: nobody would remove it.
+        let object = fs::read(OBJECT)
+            .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
         let folder = Path::new("/sys/fs/bpf").join(format!("pwprog{}-{name}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let mut loader = EbpfLoader::new();
@@ -47,8 +50,6 @@ impl Scene {
             let changed = map == maps::ENDPOINTS || map == maps::TRANSLATIONS;
             loader.map_pin_path(map, folder.join(if changed { format!("{map}-0") } else { map.into() }));
         }
-        let object = fs::read(OBJECT)
-            .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
         let mut earlier = loader.load(&object).unwrap();
         std::os::unix::fs::symlink("0", folder.join("schema-version")).unwrap();
         let mut take = |name| earlier.take_map(name).unwrap();
