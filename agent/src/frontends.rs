@@ -177,7 +177,7 @@ impl Snapshot {
             let server = |clients: Clients| {
                 clients.answer(frontend)?;
                 let policies = self.has_policies.then_some(NotServed::IpsecPolicies);
-                let why_not = || why_not(served, &self.places, &service.name, port, frontend, clients);
+                let why_not = || why_not(served, &self.places, &service.name, port, frontend);
                 Some(match policies.or_else(why_not) {
                     Some(because) => Server::kube_proxy(because.name()),
                     None => Server::podwire(None),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Families, Lab, Ns, Pod};
+use xtask::lab::{Lab, Ns, Pod};
 
 use crate::bench::client::{Connections, FIRST_CONNECTION_PORT, ROUND_TRIP_PORT, Transport};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
@@ -39,11 +39,7 @@ pub(crate) fn measure(
         let path = file.to_string_lossy();
         let arguments = ["--services", "on", "--services-file", &path];
         let way = Way { arguments: &arguments, ..Way::VXLAN };
-        let families = match family {
-            Family::Ipv4 => Families::V4,
-            Family::Ipv6 => Families::V6,
-        };
-        let lab = site::podwire(programs, way, place, families)?;
+        let lab = site::podwire(programs, way, place, family.families())?;
         let client = lab.node(0).add_pod("client")?;
         let last = &lab.nodes()[lab.nodes().len() - 1];
         let (server, backend) = (last.add_pod("server")?, last.add_pod("backend")?);
@@ -114,11 +110,7 @@ pub(crate) fn measure_outside(
 
 /// Makes a lab with a host outside.
 fn lab_outside(programs: &Programs, arguments: &[&str], family: Family) -> Result<Lab> {
-    let families = match family {
-        Family::Ipv4 => Families::V4,
-        Family::Ipv6 => Families::V6,
-    };
-    let builder = Lab::builder().node_file().families(families).binaries(&programs.binaries);
+    let builder = Lab::builder().node_file().families(family.families()).binaries(&programs.binaries);
     builder.agent_arguments(arguments).build()
 }
 

@@ -42,7 +42,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    fn families(self) -> Families {
+    pub(crate) fn families(self) -> Families {
         match self {
             Self::Ipv4 => Families::V4,
             Self::Ipv6 => Families::V6,

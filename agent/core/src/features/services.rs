@@ -30,16 +30,13 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
         let mut addresses = BTreeMap::new();
         for port in ports {
             for frontend in &port.frontends {
-                for clients in Clients::ALL {
-                    let is_served =
-                        why_not(&model.services, &places, name, port, frontend, clients).is_none();
-                    if is_served {
-                        let flags = flags_of(model, name, frontend);
-                        add(&mut slice, name, port, frontend, clients, flags);
-                    }
-                    if frontend.kind == FrontendKind::ClusterIp && clients == Clients::Inside {
-                        *addresses.entry(frontend.address).or_insert(true) &= is_served;
-                    }
+                let is_served = why_not(&model.services, &places, name, port, frontend).is_none();
+                if is_served {
+                    let flags = flags_of(model, name, frontend);
+                    Clients::ALL.iter().for_each(|of| add(&mut slice, name, port, frontend, *of, flags));
+                }
+                if frontend.kind == FrontendKind::ClusterIp {
+                    *addresses.entry(frontend.address).or_insert(true) &= is_served;
                 }
             }
         }
@@ -101,8 +98,6 @@ pub enum NotServed {
     IpsecPolicies,
     /// Its address is a pod's or another node's, or it is a ClusterIP that a link of this node has.
     InCluster,
-    /// It is not for these clients: they are outside, and it is a ClusterIP.
-    NotForClients,
     /// Another service has this address and port.
     OtherService,
     /// It has more `loadBalancerSourceRanges` than the programs look through.
@@ -117,7 +112,6 @@ impl NotServed {
         match self {
             Self::IpsecPolicies => "ipsec-policies",
             Self::InCluster => "address-in-cluster",
-            Self::NotForClients => "not-for-clients",
             Self::OtherService => "other-service",
             Self::SourceRanges => "source-ranges",
             Self::Sctp => "sctp",
@@ -125,19 +119,15 @@ impl NotServed {
     }
 }
 
-/// Returns why the programs do not serve a frontend of one of all services to these clients. `None`:
-/// they do, unless the host has IPsec policies.
+/// Returns why the programs do not serve a frontend of one of all services. `None`: they do, unless
+/// the host has IPsec policies.
 pub fn why_not(
     services: &ServedServices,
     places: &Places,
     name: &ServiceName,
     port: &ServedPort,
     frontend: &Frontend,
-    clients: Clients,
 ) -> Option<NotServed> {
-    if clients.answer(frontend).is_none() {
-        return Some(NotServed::NotForClients);
-    }
     let is_elsewhere = match frontend.kind {
         FrontendKind::NodePort => false,
         // NodeLocal DNSCache has the service's address: there it is the node's.
@@ -188,6 +178,7 @@ impl Places {
     }
 }
 
+/// Adds a frontend's entries for these clients, if it is for them.
 fn add(
     slice: &mut Slice,
     name: &ServiceName,
@@ -474,7 +465,7 @@ mod tests {
             let port = port(kind, address, [10, 244, 2, 2]);
             services.set(&name("web"), Some(vec![port.clone()]));
             let frontend = &port.frontends[0];
-            why_not(&services, &Places::of(model), &name("web"), &port, frontend, Clients::Inside)
+            why_not(&services, &Places::of(model), &name("web"), &port, frontend)
         };
         let external = |model: &Model, address| places_of(model, FrontendKind::ExternalIp, address);
         let table = [
