@@ -11,7 +11,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Skb, SocketCall},
+    packet::{Ip, Parsed, Place, Skb, SocketCall},
 };
 
 /// The decision about a packet that is not dropped: a TC code, and the path to count it under.
@@ -157,9 +157,19 @@ pub fn serve<D: Copy + PartialEq + From<Verdict>>(
     Err(Drop::ProgramMissing)
 }
 
-/// Does the same as [`finish`] for the hook from which [`serve`] has jumped.
+/// Gives the packet to a stage, and does the same as [`finish`] for the hook from which [`serve`] has
+/// jumped.
 #[inline(always)]
-pub fn finish_served(ctx: &TcContext, outcome: Outcome) -> i32 {
+pub fn finish_served<I: Ip>(
+    ctx: &TcContext,
+    stage: impl FnOnce(&TcContext, &mut Parsed<I>) -> Outcome,
+) -> i32 {
+    let mut place = Place::<I>::new();
+    // The program that jumped here has parsed the packet.
+    let outcome = place.load(ctx).and_then(|loaded| match loaded.parse(ctx) {
+        Ok(packet) => stage(ctx, packet),
+        Err(_) => Err(Drop::Truncated),
+    });
     let hook = match ctx.served_at() {
         hook if hook == Hook::FromPod as u32 => Hook::FromPod,
         hook if hook == Hook::FromOverlay as u32 => Hook::FromOverlay,

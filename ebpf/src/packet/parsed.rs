@@ -241,6 +241,16 @@ impl<I: Ip> Parsed<I> {
         IcmpError { kind, length: self.length.min(u16::MAX.into()) as u16, mtu }
     }
 
+    /// Turns this packet into the ICMP error about it, in the name of its destination.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
+    #[inline(always)]
+    pub fn answer_as_destination(&self, ctx: &TcContext, kind: [u8; 2], mtu: u32) -> Result<(), Drop> {
+        let (headers, error) = (&self.headers, self.error(kind, mtu));
+        I::answer_with_error(ctx, headers, &headers.destination_address(), &headers.destination_mac, error)
+    }
+
     /// Returns whether an ICMP error can quote this packet.
     #[inline(always)]
     pub fn is_quotable(&self) -> bool {
@@ -412,16 +422,16 @@ struct Ports {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Tcp {
-    source_port: Be16,
-    destination_port: Be16,
-    sequence: [u8; 4],
-    acknowledgement: [u8; 4],
-    data_offset: u8,
-    flags: u8,
-    window: [u8; 2],
-    checksum: [u8; 2],
-    urgent: [u8; 2],
+pub(super) struct Tcp {
+    pub(super) source_port: Be16,
+    pub(super) destination_port: Be16,
+    pub(super) sequence: [u8; 4],
+    pub(super) acknowledgement: [u8; 4],
+    pub(super) data_offset: u8,
+    pub(super) flags: u8,
+    pub(super) window: [u8; 2],
+    pub(super) checksum: Be16,
+    pub(super) urgent: [u8; 2],
 }
 
 #[repr(C)]

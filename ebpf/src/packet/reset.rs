@@ -6,6 +6,7 @@ use podwire_common::{addr::Be16, csum, flow::protocol, reason::Drop};
 use super::{
     Parsed, Skb, checksum,
     headers::{Headers, Ip},
+    parsed::Tcp,
 };
 
 const RESET_ACK: u8 = 0x14;
@@ -30,7 +31,7 @@ fn store_reset<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, is_checksum_left: boo
     let sequence: [u8; 4] = ctx.load_at(packet.transport_offset() + 4)?;
     // The SYN takes one number, as does each byte of data (RFC 7413).
     let data = packet.length.wrapping_sub(packet.repeated_headers);
-    let mut tcp = Reset {
+    let mut tcp = Tcp {
         source_port: packet.flow.destination_port,
         destination_port: packet.flow.source_port,
         sequence: [0; 4],
@@ -43,7 +44,7 @@ fn store_reset<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, is_checksum_left: boo
     };
     let ip = &packet.headers.ip;
     let addresses = checksum::add(0, (&raw const *ip.raw_source()).cast(), 2 * size_of::<I::Address>());
-    let length = size_of::<Reset>() as u16;
+    let length = size_of::<Tcp>() as u16;
     let words = [csum::fold(addresses), length.to_be(), u16::from(protocol::TCP).to_be()];
     let pseudo_header = words.map(u32::from).iter().sum();
     // The kernel still completes a checksum that the sender has left to it: it adds what is here.
@@ -63,22 +64,9 @@ fn store_headers<I: Ip>(ctx: &TcContext, answered: &Headers<I>) -> Result<(), Dr
         destination_mac: answered.source_mac,
         source_mac: answered.destination_mac,
         ethertype: answered.ethertype,
-        ip: answered.ip.answer(protocol::TCP, size_of::<Reset>() as u16),
+        ip: answered.ip.answer(protocol::TCP, size_of::<Tcp>() as u16),
     };
     ctx.store_at(0, &headers)
 }
 
-#[repr(C)]
-struct Reset {
-    source_port: Be16,
-    destination_port: Be16,
-    sequence: [u8; 4],
-    acknowledgement: [u8; 4],
-    data_offset: u8,
-    flags: u8,
-    window: [u8; 2],
-    checksum: Be16,
-    urgent: [u8; 2],
-}
-
-const _: () = assert!(size_of::<Reset>() == 20);
+const _: () = assert!(size_of::<Tcp>() == 20);

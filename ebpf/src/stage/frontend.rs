@@ -5,12 +5,12 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
         Backend, CLIENTS_INSIDE, Endpoint, FAMILY_IPV4, FAMILY_IPV6, TRANSLATION_HOST_PORT,
-        TRANSLATION_OUTSIDE, TRANSLATION_RELAY, TRANSLATION_SERVICE, TRANSLATION_TUNNEL, Translation,
+        TRANSLATION_OUTSIDE, TRANSLATION_SERVICE, TRANSLATION_TUNNEL, Translation,
     },
     reason::{Drop, Path},
 };
 
-use super::{direct, local, service, translation, tunnel_out};
+use super::{direct, local, outside, service, translation, tunnel_out};
 use crate::{
     maps,
     packet::{Ip, Parsed, Skb, translate},
@@ -73,9 +73,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, clients: u8) -> Outc
             return Ok(Verdict::stack(Path::SnatIn));
         }
         Some(entry) if entry.get().kind == TRANSLATION_SERVICE => return Ok(Verdict::SERVE),
-        Some(entry) if matches!(entry.get().kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) => {
-            return if packet.is_overtaken { Err(Drop::FragmentBeforeFirst) } else { Ok(Verdict::OUTSIDE) };
-        }
+        Some(entry) if outside::is_of(entry.get()) => return outside::claim(packet),
         Some(_) => Ok(Verdict::PASS),
         None => request(ctx, packet),
     };

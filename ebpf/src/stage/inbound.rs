@@ -4,13 +4,12 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        CLIENTS_OUTSIDE, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_OUTSIDE, TRANSLATION_RELAY,
-        TRANSLATION_RESERVATION, TRANSLATION_SNAT,
+        CLIENTS_OUTSIDE, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SNAT,
     },
     reason::{Drop, Path},
 };
 
-use super::{fastpath::KnownIp, flow, frontend, service, snat, translation};
+use super::{fastpath::KnownIp, flow, frontend, outside, service, snat, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed},
@@ -51,8 +50,8 @@ pub fn from_network<I: KnownIp>(
 #[inline(never)]
 pub fn follow<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
-    if matches!(half.kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY) {
-        return if packet.is_overtaken { Err(Drop::FragmentBeforeFirst) } else { Ok(Verdict::OUTSIDE) };
+    if outside::is_of(half) {
+        return outside::claim(packet);
     }
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,

@@ -43,11 +43,25 @@ pub fn serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     Ok(to_stack(ctx))
 }
 
+/// Returns whether a translation is of a client outside.
+#[inline(always)]
+pub fn is_of(half: &Translation) -> bool {
+    matches!(half.kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY)
+}
+
+/// Leaves a packet with such a translation to the program for clients outside.
+///
+/// # Errors
+/// [`Drop::FragmentBeforeFirst`]: that program cannot see it, because it completes the flow anew.
+#[inline(always)]
+pub fn claim<I: Ip>(packet: &Parsed<I>) -> Outcome {
+    if packet.is_overtaken { Err(Drop::FragmentBeforeFirst) } else { Ok(Verdict::OUTSIDE) }
+}
+
 /// Returns the translation of a packet of a client outside or of an answer to one.
 #[inline(always)]
 fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
-    translation::of(packet)
-        .filter(|entry| matches!(entry.get().kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY))
+    translation::of(packet).filter(|entry| is_of(entry.get()))
 }
 
 /// Begins the translation of a client's packet to a service. Returns `false` for all other packets.

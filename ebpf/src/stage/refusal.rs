@@ -69,9 +69,7 @@ fn is_checksum_left(ctx: &TcContext) -> bool {
 // Not inlined: the address would take stack in the caller.
 #[inline(never)]
 fn answer_datagram<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<(), Drop> {
-    let (headers, error) = (&packet.headers, packet.error(I::PORT_UNREACHABLE, 0));
-    let from = headers.destination_address();
-    I::answer_with_error(ctx, headers, &from, &headers.destination_mac, error)
+    packet.answer_as_destination(ctx, I::PORT_UNREACHABLE, 0)
 }
 
 /// Returns whether an ICMP error may tell the sender of a datagram. A later fragment has no ports, so

@@ -54,8 +54,7 @@ pub fn answer_sender<I: Ip>(
     mtu: u32,
 ) -> Outcome {
     let Some(endpoint) = endpoint else {
-        let (headers, error) = (&packet.headers, packet.error(I::TOO_BIG, mtu));
-        I::answer_with_error(ctx, headers, &headers.destination_address(), &headers.destination_mac, error)?;
+        packet.answer_as_destination(ctx, I::TOO_BIG, mtu)?;
         return Ok(Verdict::redirect(Path::TooBigAnswered, leave(ctx, ctx.ifindex(), &NextHop::UNKNOWN)));
     };
     answer(ctx, packet, endpoint, mtu)
@@ -68,7 +67,6 @@ pub fn answer_sender<I: Ip>(
 /// [`podwire_common::reason::Drop::RewriteFailed`].
 #[inline(always)]
 pub fn answer_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, mtu: u32) -> Outcome {
-    let (headers, error) = (&packet.headers, packet.error(I::TOO_BIG, mtu));
-    I::answer_with_error(ctx, headers, &headers.destination_address(), &headers.destination_mac, error)?;
+    packet.answer_as_destination(ctx, I::TOO_BIG, mtu)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, redirect_into_stack(maps::vxlan_ifindex())))
 }
