@@ -29,7 +29,7 @@ use podwire::operator;
 use podwire::packet_events::{self, Listeners};
 use podwire::service_health;
 use podwire::services::{self, api_server};
-use podwire::store::{NODES, SERVICES, Store};
+use podwire::store::{API_SERVERS, NODES, SERVICES, Store};
 use podwire::uninstall::{self, Options};
 use podwire::unix_socket::{self, ListeningSocket};
 use podwire::{health, housekeeping, install};
@@ -210,7 +210,11 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     // Fail before the node is changed.
     let api = match nodes {
         Some(_) => None,
-        None => Some(Server::new(config.api.clone(), Pace::default().silence).await?),
+        None => {
+            // Only an agent that serves services knows the endpoints.
+            let endpoints = reads_services.then(|| config.places.state_dir.join(API_SERVERS));
+            Some(Server::new(config.api.clone(), Pace::default().silence, endpoints).await?)
+        }
     };
     let service_health_address = config.service_health_address;
     let (node_name, state_dir) = (config.node_name.clone(), config.places.state_dir.clone());

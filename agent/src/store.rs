@@ -9,6 +9,7 @@
 //! network-namespace.json              the network namespace of the pods
 //! nodes.json                          the last good node list of the API server
 //! services.json                       the last good services of the API server
+//! api-servers.json                    the addresses of the API server's endpoints
 //! ```
 
 use podwire_cni::protocol::codes;
@@ -43,6 +44,10 @@ const NODES_BEGUN: &str = "nodes.tmp";
 pub const SERVICES: &str = "services.json";
 /// The services while they are being written.
 const SERVICES_BEGUN: &str = "services.tmp";
+/// The addresses of the API server's endpoints.
+pub const API_SERVERS: &str = "api-servers.json";
+/// The addresses while they are being written.
+const API_SERVERS_BEGUN: &str = "api-servers.tmp";
 
 /// Version of the files under `endpoints/`.
 const FORMAT: u32 = 2;
@@ -314,7 +319,7 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<FileError> {
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(FileError::of("remove", endpoints));
     // Remove the lock last: while it is held, no agent can start here.
     let before = if restored { &[before::FILE][..] } else { &[] };
-    let saved = [NODES, NODES_BEGUN, SERVICES, SERVICES_BEGUN];
+    let saved = [NODES, NODES_BEGUN, SERVICES, SERVICES_BEGUN, API_SERVERS, API_SERVERS_BEGUN];
     let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, LAST_ADDRESS, LOCK];
     let files = before.iter().chain(&saved).chain(&others).map(|name| {
         let path = folder.join(name);

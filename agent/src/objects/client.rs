@@ -15,6 +15,8 @@ use tower::limit::RateLimitLayer;
 use tower::util::{MapRequestLayer, MapResponseLayer};
 use tracing::warn;
 
+use super::ways::Ways;
+
 /// The time limit for making a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The most requests for one kind of objects in a period: enough for the pages of the largest
@@ -85,11 +87,13 @@ fn parse_url(text: &str) -> Result<http::Uri, String> {
 
 impl Access {
     /// Reads files and environment, and returns the configuration with the server's address. Call
-    /// this again for each client, because tokens and certificates change.
+    /// this again for each client, because tokens and certificates change. In a pod, returns also
+    /// the name that each API server's certificate has: that of the environment.
     ///
     /// # Errors
     /// [`ClientError`].
-    async fn config(&self, silence: Duration) -> Result<Config, ClientError> {
+    async fn config(&self, silence: Duration) -> Result<(Config, Option<String>), ClientError> {
+        let mut name = None;
         let mut config = match (&self.kubeconfig, &self.api_server) {
             (Some(path), _) => {
                 let wrong = |reason| ClientError::Kubeconfig { path: path.clone(), reason };
@@ -98,7 +102,10 @@ impl Access {
                 Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
             }
             (None, url) => match (Config::incluster(), url) {
-                (Ok(config), _) => config,
+                (Ok(config), _) => {
+                    name = config.cluster_url.host().map(str::to_owned);
+                    config
+                }
                 (Err(InClusterError::ReadEnvironmentVariable(_)), Some(url)) => Config::new(url.clone()),
                 (Err(error @ InClusterError::ReadEnvironmentVariable(_)), None) => {
                     return Err(ClientError::NoPod(error));
@@ -116,7 +123,7 @@ impl Access {
         config.reset_reader_on_write = true;
         // The callers pause between attempts themselves.
         config.default_retry = false;
-        Ok(config)
+        Ok((config, name))
     }
 }
 
@@ -125,6 +132,10 @@ impl Access {
 pub struct Server {
     access: Access,
     silence: Duration,
+    /// The address of the configuration.
+    configured: http::Uri,
+    /// In a pod, the addresses of the service's endpoints.
+    ways: Option<Ways>,
     current: Mutex<Current>,
 }
 
@@ -147,14 +158,21 @@ pub(super) struct Numbered {
 
 impl Server {
     /// Reads files and environment, and makes the client. Sends no request. The agent gives a
-    /// connection up after this time of `silence`.
+    /// connection up after this time of `silence`. It keeps the addresses of the API server's
+    /// endpoints in a file, if there is one.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn new(access: Access, silence: Duration) -> Result<Arc<Self>, ClientError> {
-        let config = access.config(silence).await?;
-        let current = Mutex::new(Current::new(config, 0)?);
-        Ok(Arc::new(Self { access, silence, current }))
+    pub async fn new(
+        access: Access,
+        silence: Duration,
+        endpoints: Option<PathBuf>,
+    ) -> Result<Arc<Self>, ClientError> {
+        let (first, name) = access.config(silence).await?;
+        let configured = first.cluster_url;
+        let ways = name.map(|_| Ways::new(endpoints, access.api_server.is_some()));
+        let current = Mutex::new(Current::new(config(&access, silence, ways.as_ref()).await?, 0)?);
+        Ok(Arc::new(Self { access, silence, configured, ways, current }))
     }
 
     /// Returns the server's address, for messages.
@@ -162,9 +180,9 @@ impl Server {
         self.current().url.clone()
     }
 
-    /// Returns the server's address and port, unless it has a name.
+    /// Returns the configured address and port, unless the server has a name there.
     pub fn address(&self) -> Option<SocketAddr> {
-        let url: http::Uri = self.url().parse().ok()?;
+        let url = &self.configured;
         let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
         let usual = if url.scheme_str() == Some("http") { 80 } else { 443 };
         Some(SocketAddr::new(host, url.port_u16().unwrap_or(usual)))
@@ -180,7 +198,8 @@ impl Server {
 
     /// Returns a client for a write, with the token and the certificates of now.
     pub(crate) async fn writer(&self) -> Result<Client, String> {
-        let config = self.access.config(self.silence).await.map_err(|error| whole(&error))?;
+        let config =
+            config(&self.access, self.silence, self.ways.as_ref()).await.map_err(|error| whole(&error))?;
         let current = Current::new(config, 0).map_err(|error| whole(&error))?;
         Ok(limited(current.client, watch::channel(()).0))
     }
@@ -191,7 +210,7 @@ impl Server {
         if self.current().number != number {
             return;
         }
-        let renewed = match self.access.config(self.silence).await {
+        let renewed = match config(&self.access, self.silence, self.ways.as_ref()).await {
             Ok(config) => Current::new(config, number + 1),
             Err(error) => Err(error),
         };
@@ -203,15 +222,47 @@ impl Server {
         }
     }
 
+    /// Takes the endpoints of the service `default/kubernetes`: an agent in a pod can reach the API
+    /// server there, too.
+    pub(crate) fn note_endpoints(&self, endpoints: Vec<SocketAddr>) {
+        if let Some(ways) = &self.ways {
+            ways.replace(endpoints);
+        }
+    }
+
+    /// Goes on to the next address of the server, if it has several: there is no answer at that of
+    /// the client of this number. Returns whether there is a next one.
+    pub(super) fn skip(&self, number: u64) -> bool {
+        let Some(ways) = self.ways.as_ref().filter(|ways| ways.are_several()) else {
+            return false;
+        };
+        if self.current().number == number {
+            ways.skip();
+        }
+        true
+    }
+
     /// Returns whether the files now name other certificates than those that the client trusts.
     pub(super) async fn trusts_what_was(&self) -> bool {
-        let now = self.access.config(self.silence).await;
+        let now = config(&self.access, self.silence, self.ways.as_ref()).await;
         now.is_ok_and(|now| now.root_cert != self.current().trusted)
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the configuration with the address to ask now.
+async fn config(access: &Access, silence: Duration, ways: Option<&Ways>) -> Result<Config, ClientError> {
+    let (mut config, name) = access.config(silence).await?;
+    if let (Some(name), Some(endpoint)) = (name, ways.and_then(Ways::now))
+        && let Ok(url) = format!("https://{endpoint}").parse()
+    {
+        config.cluster_url = url;
+        config.tls_server_name = Some(name);
+    }
+    Ok(config)
 }
 
 impl std::fmt::Debug for Server {

@@ -70,6 +70,7 @@ pub(crate) async fn follow<K: Kind, C: From<Change<K>>>(
         pauses: DefaultBackoff::default(),
         listing: BTreeMap::new(),
         lost: None,
+        client: 0,
         is_listing: true,
         answered: None,
         kind: PhantomData::<K>,
@@ -81,6 +82,7 @@ pub(crate) async fn follow<K: Kind, C: From<Change<K>>>(
             ..watcher::Config::default()
         };
         let client = server.client(answered.clone());
+        follower.client = client.number;
         let objects = watcher(Api::<Watched<K>>::all(client.kube), config.page_size(PAGE));
         match follower.follow(Box::pin(objects)).await {
             Next::Stop => return,
@@ -103,6 +105,8 @@ struct Follower<'a, K: Kind, C> {
     listing: BTreeMap<ObjectName, K::Kept>,
     /// The reason why the server does not answer.
     lost: Option<String>,
+    /// The number of the client.
+    client: u64,
     /// Whether the requested list is not complete yet.
     is_listing: bool,
     /// The time from which the server's last answer counts, unless an error comes before.
@@ -229,8 +233,12 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
             self.lost = Some(reason.clone());
             self.report(News::Lost(reason)).await;
         }
-        let is_refused = status == Some(401) || status.is_none() && self.server.trusts_what_was().await;
-        is_refused.then_some(Next::Renew)
+        let is_other = match status {
+            Some(401) => true,
+            Some(_) => false,
+            None => self.server.skip(self.client) || self.server.trusts_what_was().await,
+        };
+        is_other.then_some(Next::Renew)
     }
 
     /// Notes that the server has answered and no error followed.

@@ -8,6 +8,7 @@ pub(crate) mod list;
 pub(crate) mod saved;
 pub(crate) mod teller;
 pub(crate) mod watched;
+mod ways;
 
 use std::time::Duration;
 

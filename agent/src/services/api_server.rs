@@ -1,12 +1,13 @@
 //! Gets Services and EndpointSlices from the API server.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_core::services::list::{ServiceChanges, ServiceList, ServiceProblem, SliceName};
-use podwire_core::services::{EndpointSlice, Service, ServiceName};
+use podwire_core::services::{EndpointPort, EndpointSlice, Service, ServiceName};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -50,8 +51,10 @@ impl Source {
         // Both end with this function.
         let mut followers = JoinSet::new();
         followers.spawn(follow::<Services, _>(Arc::clone(&self.server), self.pace, reports.clone()));
-        followers.spawn(follow::<Slices, _>(self.server, self.pace, reports));
-        Teller::new(Known::default(), events, self.saved, self.pace).tell(queue).await;
+        followers.spawn(follow::<Slices, _>(Arc::clone(&self.server), self.pace, reports));
+        let known =
+            Known { server: self.server, services: Part::default(), slices: Part::default(), is_told: false };
+        Teller::new(known, events, self.saved, self.pace).tell(queue).await;
     }
 }
 
@@ -108,8 +111,8 @@ impl From<Change<Slices>> for EitherChange {
 }
 
 /// The services and slices that the API server has.
-#[derive(Default)]
 struct Known {
+    server: Arc<Server>,
     services: Part<Service, ServiceName>,
     slices: Part<EndpointSlice, SliceName>,
     /// Whether all of them were told once. After that, only changes are.
@@ -117,6 +120,23 @@ struct Known {
 }
 
 impl Known {
+    /// Tells the client where the API servers themselves are.
+    fn note_api_servers(&self) {
+        let of_kubernetes = |slice: &&Arc<EndpointSlice>| slice.service.is_kubernetes();
+        let endpoints = self.slices.good().filter(of_kubernetes).flat_map(|slice| {
+            let ready = slice.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+            ready.flat_map(|endpoint| {
+                let at = |port: &EndpointPort| SocketAddr::new(endpoint.address, port.port.get());
+                slice.ports.iter().map(at)
+            })
+        });
+        let endpoints: Vec<_> = endpoints.collect();
+        // An API server has just told this, so at least one of the earlier addresses is good.
+        if !endpoints.is_empty() {
+            self.server.note_endpoints(endpoints);
+        }
+    }
+
     fn problems(&self) -> Vec<ServiceProblem> {
         self.services.problems().chain(self.slices.problems()).cloned().collect()
     }
@@ -147,6 +167,9 @@ impl Objects for Known {
     fn news(&mut self) -> Event {
         let has_other_problems = self.services.problems_changed || self.slices.problems_changed;
         let problems = (has_other_problems || !self.is_told).then(|| self.problems());
+        if self.slices.changes.keys().any(|slice| slice.service.is_kubernetes()) {
+            self.note_api_servers();
+        }
         let changes = ServiceChanges {
             services: self.services.take_changes(),
             slices: self.slices.take_changes(),

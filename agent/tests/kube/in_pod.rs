@@ -1,6 +1,7 @@
 //! An agent in a pod: the kubelet's variables give the API server's address, and the service
 //! account's files prove both identities.
 
+use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
@@ -15,7 +16,7 @@ use crate::watching::{LOOPBACKS, OWN, Watching, certificate_of, open_https, pace
 
 const NAME: &str = "in_pod::an_agent_in_a_pod_reaches_the_api_server";
 /// The variable that tells the test's process that it is the agent in the pod.
-const INSIDE: &str = "PODWIRE_IN_POD";
+pub const INSIDE: &str = "PODWIRE_IN_POD";
 /// Puts files where a kubelet mounts them, then runs a command. Only this process and its children
 /// see the mount. The first argument is the folder of the files.
 const VIEW: &str = r#"
@@ -33,9 +34,9 @@ const SERVICES: [&str; 2] = ["10.96.0.1", "fd00:10:96::1"];
 
 /// The agent's options for the API server.
 #[derive(Parser)]
-struct Options {
+pub struct Options {
     #[command(flatten)]
-    api: Access,
+    pub api: Access,
 }
 
 /// Runs the agent's source in a process of its own: variables belong to a process.
@@ -57,10 +58,7 @@ async fn an_agent_in_a_pod_reaches_the_api_server() {
         for (variables, option) in [(as_kubelet_says, None), (past_kube_proxy, Some(&url))] {
             server.put(unavailable(1));
             let folder = service_account(&certificate);
-            let mut agent = Command::new("unshare");
-            agent.args(["--user", "--map-root-user", "--mount", "sh", "-euc", VIEW, "sh"]);
-            agent.arg(folder.path()).arg(std::env::current_exe().unwrap());
-            agent.args([NAME, "--exact", "--nocapture"]).env(INSIDE, "1");
+            let mut agent = in_pod(NAME, folder.path());
             agent.envs(variables.map(|(name, value)| (format!("KUBERNETES_SERVICE_{name}"), value)));
             agent.envs(option.map(|url| ("PODWIRE_API_SERVER", url)));
             let output = agent.output().unwrap();
@@ -81,8 +79,20 @@ async fn watch_and_write() {
     watching.until(|list| list.records.iter().all(is_available)).await;
 }
 
+/// Returns the command that runs a test of this binary as the agent in a pod, with the files of a
+/// service account.
+pub fn in_pod(test: &str, service_account: &Path) -> Command {
+    // A test that fails ends the agent, too.
+    let mut agent = Command::new("setpriv");
+    agent.args(["--pdeathsig", "KILL", "--", "unshare", "--user", "--map-root-user", "--mount"]);
+    agent.args(["sh", "-euc", VIEW, "sh"]);
+    agent.arg(service_account).arg(std::env::current_exe().unwrap());
+    agent.args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
+    agent
+}
+
 /// Returns a folder with the files of a service account.
-fn service_account(certificate: &Certificate) -> TempDir {
+pub fn service_account(certificate: &Certificate) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("ca.crt", certificate.pem());

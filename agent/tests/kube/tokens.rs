@@ -108,7 +108,7 @@ async fn a_new_authority_is_read(loopback: IpAddr) {
 
 /// Returns the error with which the agent refuses to start.
 async fn refusal(access: Access) -> String {
-    Server::new(access, pace().silence).await.unwrap_err().to_string()
+    Server::new(access, pace().silence, None).await.unwrap_err().to_string()
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ impl Watching {
         let (readiness, is_ready) = watch::channel(Readiness::Waiting("the test says so".into()));
         let saved = folder.path().join("nodes.json");
         let task = tokio::spawn(async move {
-            let server = ApiOfAgent::new(access, pace.silence).await.unwrap();
+            let server = ApiOfAgent::new(access, pace.silence, None).await.unwrap();
             let source = Source { server, node_name: OWN.into(), saved, pace, looks };
             source.watch(sender, is_ready).await;
         });

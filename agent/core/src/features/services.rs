@@ -249,16 +249,21 @@ fn number_of(transport: Protocol) -> u8 {
 /// Returns the flags of a frontend.
 ///
 /// A process has one of this node's addresses, but the program at its call does not know which. So it
-/// may use an address with source ranges only if they have this node's InternalIP. The agent itself may reach the API server by it. If the API server
-/// moved while the agent has no connection, tables that only the agent renews would keep the agent
-/// away from it for ever.
+/// may use an address with source ranges only if they have this node's InternalIP.
+///
+/// The address at which the agent itself reaches the API server is not for processes. If the API
+/// server moved while the agent has no connection, tables that only the agent renews would keep the
+/// agent away from it for ever.
 fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
-    let is_kubernetes = name.namespace == "default" && name.name == "kubernetes";
-    let is_asked = model.api_server == Some(SocketAddr::new(frontend.address, frontend.port.get()));
+    let is_asked = match model.api_server {
+        Some(asked) => asked == SocketAddr::new(frontend.address, frontend.port.get()),
+        // Its name may lead to the ClusterIP.
+        None => name.is_kubernetes(),
+    };
     let ranges = &frontend.source_ranges;
     let of_node = model.own.iter().flat_map(Node::addresses);
     let admits_node = ranges.is_empty() || of_node.into_iter().any(|address| contains(ranges, address));
-    let for_processes = !is_kubernetes && !is_asked && admits_node;
+    let for_processes = !is_asked && admits_node;
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     flag(!for_processes, abi::SERVICE_NOT_FOR_PROCESSES)
         | flag(!ranges.is_empty(), abi::SERVICE_HAS_SOURCE_RANGES)
@@ -337,11 +342,17 @@ mod tests {
             let slice = desired(model, Scope::All);
             slice.tables.services.values().map(|service| service.flags).collect()
         };
-        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0]);
-        model.api_server = Some((IpAddr::from(BALANCER), 81).into());
-        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES, 0], "another port");
-        model.api_server = Some((IpAddr::from(BALANCER), 80).into());
-        assert_eq!(flags(&model), [abi::SERVICE_NOT_FOR_PROCESSES; 2]);
+        let no = abi::SERVICE_NOT_FOR_PROCESSES;
+        assert_eq!(flags(&model), [no, 0], "a name may lead to the ClusterIP");
+        for (address, port, expected) in [
+            ([10, 96, 0, 1], 80, [no, 0]),
+            (BALANCER, 80, [0, no]),
+            (BALANCER, 81, [0, 0]),
+            ([10, 200, 0, 2], 80, [0, 0]),
+        ] {
+            model.api_server = Some((IpAddr::from(address), port).into());
+            assert_eq!(flags(&model), expected, "{address:?}:{port}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub struct Model {
     pub policies: Vec<Policy>,
     /// What this node serves of each Service. Empty with `--services off`.
     pub services: ServedServices,
-    /// Where the agent asks the API server, if that is an address.
+    /// The configured address of the API server. `None`: a name, or the nodes are from a file.
     pub api_server: Option<SocketAddr>,
 }
 

@@ -34,6 +34,13 @@ pub struct ServiceName {
     pub name: String,
 }
 
+impl ServiceName {
+    /// Returns whether this is the service of the API servers, `default/kubernetes`.
+    pub fn is_kubernetes(&self) -> bool {
+        self.namespace == "default" && self.name == "kubernetes"
+    }
+}
+
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

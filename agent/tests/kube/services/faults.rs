@@ -115,7 +115,7 @@ async fn nodes_and_services_share_a_client_and_its_renewal() {
     server.only_tokens(&["first"]);
     let address = open_https(&server, LOOPBACKS[0], certificate.clone());
     let access = by_kubeconfig(&config, address, &certificate, &token);
-    let shared = Server::new(access, pace().silence).await.unwrap();
+    let shared = Server::new(access, pace().silence, None).await.unwrap();
     let (sender, mut events) = mpsc::channel(64);
     let (_readiness, is_ready) = watch::channel(Readiness::Ready);
     let of_nodes = nodes::kube::Source {

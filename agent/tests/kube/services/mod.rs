@@ -1,5 +1,6 @@
 //! Services and EndpointSlices: what the owner of state is told of them, and when.
 
+mod api_servers;
 mod changes;
 mod faults;
 mod saved;
@@ -83,7 +84,7 @@ impl Watching {
         let (sender, events) = mpsc::channel(16);
         let saved = folder.path().join(FILE);
         let task = tokio::spawn(async move {
-            let server = Server::new(access, pace.silence).await.unwrap();
+            let server = Server::new(access, pace.silence, None).await.unwrap();
             Source { server, saved, pace }.watch(sender).await;
         });
         Self { events, task, folder }
