@@ -5,7 +5,7 @@
 //! know the daemon. Sources of Kubernetes' objects share `objects`. The crate `podwire-core` decides
 //! what the kernel should hold and which operations lead there; it has no access to kernel or disk.
 //! These modules access the kernel: `dataplane` (BPF), `links` (devices, addresses, routes),
-//! `firewall` (read only), `conntrack` and `sysctl`. These modules access the disk: `store`,
+//! `firewall` (read only), `conntrack`, `socket_diag` and `sysctl`. These modules access the disk: `store`,
 //! `before`, `claim`, `files`, `lock`, `cni_configuration` and `host_local`.
 
 pub mod before;
@@ -52,6 +52,7 @@ pub mod packet_record;
 pub mod pcapng;
 pub mod service_health;
 pub mod services;
+pub mod socket_diag;
 pub mod sockopt;
 pub mod status;
 pub mod store;

@@ -229,6 +229,10 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let operators = ListeningSocket::bind(&operator_socket, operator_lock)?;
     tokio::spawn(serve_operators(operators, events.clone(), listeners, log));
     collect_in_background(daemon.collector()?, events.clone());
+    if reads_services {
+        let closer = daemon.socket_closer()?;
+        std::thread::spawn(move || closer.run());
+    }
     tokio::spawn(metrics.serve(events.clone(), daemon.readiness()));
     if let Some(address) = service_health_address {
         tokio::spawn(service_health::serve(address, daemon.service_health(), events.clone()));

@@ -60,9 +60,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src"],
-        except: &["agent/src/conntrack.rs", "agent/src/firewall"],
-        forbidden: &["netlink_sys", "netlink_packet_core", "netlink_packet_netfilter"],
-        why: "only conntrack and firewall/ ask netfilter",
+        except: &["agent/src/conntrack.rs", "agent/src/firewall", "agent/src/socket_diag.rs"],
+        forbidden: &[
+            "netlink_sys",
+            "netlink_packet_core",
+            "netlink_packet_netfilter",
+            "netlink_packet_sock_diag",
+        ],
+        why: "only conntrack and firewall/ ask netfilter, and socket_diag asks about sockets",
     },
     Rule {
         within: &["ebpf/src/hooks"],

@@ -41,6 +41,7 @@ use crate::dataplane::maps::Counters;
 use crate::dataplane::packet_events::{self, EventRing, EventSwitch, LostEvents};
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
+use crate::dataplane::stale_sockets::SocketCloser;
 use crate::durations::Durations;
 use crate::error::Error;
 use crate::events::{Event, Figures, Readiness, ServiceHealth};
@@ -186,6 +187,16 @@ impl Daemon {
     /// [`Error::Dataplane`].
     pub fn collector(&mut self) -> Result<Collector, Error> {
         flows::collector(&mut self.state)
+    }
+
+    /// Returns the closer of processes' sockets whose backend no longer serves.
+    ///
+    /// # Errors
+    /// [`Error::Dataplane`].
+    pub fn socket_closer(&mut self) -> Result<SocketCloser, Error> {
+        let (closer, wake) = self.state.executor.dataplane.maps.socket_closer()?;
+        self.services.set_closer(wake);
+        Ok(closer)
     }
 
     /// Returns the ring of the programs' events, and the switch for what they write. There is one

@@ -17,6 +17,7 @@ use tracing::error;
 use super::host::Upkeep;
 use super::state::State;
 use crate::conditions::{Condition, ConditionName, Conditions, Severity};
+use crate::dataplane::stale_sockets::Wake;
 use crate::events::ServiceHealth;
 use crate::frontends::Snapshot;
 
@@ -29,6 +30,8 @@ pub(super) struct Services {
     /// The health checks of the services that have one.
     checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
     health: watch::Sender<ServiceHealth>,
+    /// Told of each change. Processes' sockets may have lost their backends.
+    closer: Option<Wake>,
 }
 
 impl Services {
@@ -122,7 +125,15 @@ impl Services {
             error!("could not apply the changes of {} services: {error}", changed.len());
             upkeep.unsettle();
         }
+        if let Some(closer) = &self.closer {
+            closer.wake();
+        }
         state.model.services.is_empty() != were_none && !state.model.service_networks.is_empty()
+    }
+
+    /// Tells the closer of sockets of each change from now on.
+    pub(super) fn set_closer(&mut self, closer: Wake) {
+        self.closer = Some(closer);
     }
 
     /// Returns all services, for `podwire services`.

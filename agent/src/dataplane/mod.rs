@@ -22,6 +22,7 @@ pub mod probe;
 mod shares;
 mod sizes;
 mod skb_layout;
+pub mod stale_sockets;
 mod upgrade;
 
 use std::collections::BTreeMap;

@@ -16,7 +16,7 @@ use xtask::lab::{Lab, Mode, Node, Pod};
 use crate::host_ports;
 use crate::host_processes::{LOOPBACKS, answered, attached, connect, every_kind, kinds};
 use crate::service::service;
-use crate::services::{ENTRIES, POD_PORT, SERVICE_PORT, lab, put, put_endpoints, route};
+use crate::services::{ENTRIES, POD_PORT, SERVICE_PORT, lab, put, put_endpoints, route, slice};
 use crate::sockets::{UdpSocket, connect_from, listen, udp, unspecified, wait_until};
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -289,6 +289,78 @@ fn a_udp_socket_keeps_its_backend_until_the_list_changes() {
     for family in [0, 1] {
         assert!(wait_until(|| (ask_all(family) == [1; 40]).then_some(())).is_some());
     }
+}
+
+/// Connects sockets to a service until one reaches each of two servers. Returns one of each.
+fn one_of_each(services: &Services, servers: &[UdpSocket; 2], to: SocketAddr) -> [UdpSocket; 2] {
+    let mut found = [None, None];
+    // Of a hundred even choices, one in 10^29 leaves none for one of two.
+    for _ in 0..100 {
+        let client = udp(services.node(), (unspecified(to.ip()), 0));
+        client.connect(to).unwrap();
+        let server = receiver(servers, &client, to);
+        found[server] = Some(client);
+    }
+    found.map(|client| client.expect("a server that no socket reaches"))
+}
+
+/// Waits until a socket was closed from outside.
+fn is_aborted(client: &UdpSocket) -> bool {
+    let error = wait_until(|| client.take_error().unwrap());
+    error.is_some_and(|error| error.kind() == ErrorKind::ConnectionAborted)
+}
+
+#[test]
+fn a_connected_udp_socket_is_closed_with_its_backend() {
+    let services = Services::new(Mode::Vxlan);
+    let (lab, node, pods) = (&services.lab, services.node(), &services.pods);
+    let both = service(BOTH);
+    let servers = [0, 1].map(|family| services.servers(family));
+    let clients = [0, 1].map(|family| one_of_each(&services, &servers[family], destination(both[family])));
+    let connected = |from: IpAddr, to: SocketAddr| {
+        let client = udp(node, (from, 0));
+        client.connect(to).unwrap();
+        client
+    };
+    let any = unspecified(LOOPBACKS[0]);
+    let direct = connected(any, SocketAddr::new(pods[0].addresses()[0], POD_PORT));
+    let to_near = connected(any, destination(service(NEAR)[0]));
+    // It asks the service for one datagram only, so its next datagram goes elsewhere.
+    let unconnected = udp(node, (any, 0));
+    receiver(&servers[0], &unconnected, destination(both[0]));
+    // Sockets of both families, to see one of each.
+    let mapped = [0; 2].map(|_| connected(Ipv6Addr::UNSPECIFIED.into(), mapped(both[0])));
+    put(lab, "both", BOTH, &[&pods[1]], 3 * ENTRIES);
+    for family in [0, 1] {
+        let [gone, stays] = &clients[family];
+        assert!(is_aborted(gone), "{}", node.agent_log_tail(20));
+        let to = destination(both[family]);
+        assert_eq!(receiver(&servers[family], stays, to), 1);
+        // The process can go on with the socket.
+        gone.connect(to).unwrap();
+        assert_eq!(receiver(&servers[family], gone, to), 1);
+    }
+    // No other endpoint serves, so the backend may come back.
+    put(lab, "near", NEAR, &[], 3 * ENTRIES);
+    node.restart_agent().unwrap();
+    put(lab, "both", BOTH, &[&pods[0]], 3 * ENTRIES);
+    for client in clients.iter().flatten().chain(&mapped) {
+        assert!(is_aborted(client), "{}", node.agent_log_tail(20));
+    }
+    for client in [&direct, &to_near] {
+        client.send(b"question").unwrap();
+        assert_eq!(first_of(|index| servers[0][index].recv(&mut [0; 64])), 0);
+    }
+    assert_eq!(receiver(&servers[0], &unconnected, destination(both[0])), 0);
+    // The sockets of a node that lost its agent in the meantime.
+    let missed = connected(any, destination(both[0]));
+    node.kill_agent().unwrap();
+    let api = lab.api_server().unwrap();
+    api.put(slice("both", &[pods[1].addresses()[0]], 0));
+    node.start_agent().unwrap();
+    assert!(is_aborted(&missed), "{}", node.agent_log_tail(20));
+    drop((clients, direct, to_near, unconnected, mapped, missed));
+    assert!(forgets_all(node));
 }
 
 #[test]
