@@ -63,6 +63,12 @@ pub struct Config {
     /// --services on. Separate networks by commas; may be repeated.
     #[arg(long, env = "PODWIRE_SERVICE_NETWORKS", value_delimiter = ',', value_name = "NETWORK")]
     pub service_networks: Vec<IpNet>,
+    /// Networks of the node's addresses at which the programs serve NodePorts, as kube-proxy's
+    /// --nodeport-addresses. Default: all addresses of the node.
+    ///
+    /// It needs --services on. Separate networks by commas; may be repeated.
+    #[arg(long, env = "PODWIRE_NODE_PORT_ADDRESSES", value_delimiter = ',', value_name = "NETWORK")]
+    pub node_port_addresses: Vec<IpNet>,
     /// Address and port at which the agent answers load balancers' questions about this node, as
     /// kube-proxy does at 0.0.0.0:10256: /healthz and /livez. Default: the agent answers none.
     ///
@@ -337,6 +343,18 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// Returns the first option that needs `--services on`, with its value.
+    fn of_services(&self) -> Option<(&'static str, String)> {
+        let first = |networks: &[IpNet]| networks.first().map(ToString::to_string);
+        let given = [
+            ("--services-file", self.services_file.as_ref().map(|file| file.display().to_string())),
+            ("--service-networks", first(&self.service_networks)),
+            ("--node-port-addresses", first(&self.node_port_addresses)),
+            ("--service-health-address", self.service_health_address.map(|address| address.to_string())),
+        ];
+        given.into_iter().find_map(|(option, value)| Some((option, value?)))
+    }
+
     /// Checks whether options contradict each other.
     ///
     /// # Errors
@@ -355,21 +373,12 @@ impl Config {
                 "--metrics-address {own} already serves {address}: leave {address} out of --metrics-node-addresses"
             ));
         }
-        if let (ServiceMode::Off, Some(address)) = (self.services, self.service_health_address) {
+        if let (ServiceMode::Off, Some((option, value))) = (self.services, self.of_services()) {
             return Err(format!(
-                "--service-health-address {address} has no effect, because --services is off: set --services on, or leave --service-health-address out"
-            ));
-        }
-        if let (ServiceMode::Off, [network, ..]) = (self.services, &self.service_networks[..]) {
-            return Err(format!(
-                "--service-networks {network} has no effect, because --services is off: set --services on, or leave --service-networks out"
+                "{option} {value} has no effect, because --services is off: set --services on, or leave {option} out"
             ));
         }
         match (self.services, &self.services_file, &self.nodes) {
-            (ServiceMode::Off, Some(file), _) => Err(format!(
-                "--services-file {} has no effect, because --services is off: set --services on, or leave --services-file out",
-                file.display()
-            )),
             (ServiceMode::On, None, Some(nodes)) => Err(format!(
                 "--services on needs --services-file here, because with --nodes {} the agent asks no API server",
                 nodes.display()

@@ -125,6 +125,8 @@ pub const NODE_IPSEC_TUNNEL: u32 = 128;
 pub const NODE_IPSEC_PODS: u32 = 256;
 /// The tunnel to the node is IPv6. It goes through the VXLAN device.
 pub const NODE_TUNNEL_IPV6: u32 = 512;
+/// The address of this node has no NodePorts (`--node-port-addresses`).
+pub const NODE_WITHOUT_NODE_PORTS: u32 = 1024;
 
 /// `NETWORKS`: pods keep their own addresses towards it.
 pub const NETWORK_KEEPS_ADDRESS: u32 = 1;

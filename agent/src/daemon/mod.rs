@@ -103,6 +103,7 @@ impl Daemon {
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
         model.service_networks = config.service_networks.iter().map(IpNet::trunc).collect();
+        model.node_port_networks = config.node_port_addresses.iter().map(IpNet::trunc).collect();
         let dataplane = host::load(&config, model.vxlan)?;
         memory::give_back();
         step(Step::ProgramsReady)?;

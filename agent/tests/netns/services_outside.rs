@@ -16,7 +16,8 @@ use crate::commands::rows;
 use crate::icmp_errors::path_mtu;
 use crate::service::service;
 use crate::services::{
-    ENTRIES, OPEN_ENTRIES, POD_PORT, SERVICE_PORT, hears_refusals, lab, object, put_endpoints, serves, slice,
+    ENTRIES, OPEN_ENTRIES, POD_PORT, SERVICE_PORT, hears_refusals, lab, lab_with, object, put_endpoints,
+    serves, slice,
 };
 use crate::sockets::{connect_from, listen, udp, unspecified, wait_until};
 use crate::{FAMILIES, world_end};
@@ -383,6 +384,33 @@ fn connections_of_clients_outside_outlive_changes_and_restarts() {
             connects(second);
             stream.wait_for(1 << 16).unwrap();
             stream.finish().unwrap();
+        }
+    }
+}
+
+/// Returns whether a client reaches a server. Otherwise the node itself answers that nobody listens.
+fn is_reached(client: &Ns, server: &Ns, place: SocketAddr) -> bool {
+    let _listener = listen(server, (unspecified(place.ip()), POD_PORT));
+    connect_from(client, (unspecified(place.ip()), 0), place).is_ok()
+}
+
+#[test]
+fn node_ports_are_only_at_the_addresses_of_the_option() {
+    let networks = ["--node-port-addresses", "10.200.0.0/24,fd00:10:244::/48"];
+    let lab = lab_with(Mode::Vxlan, &networks);
+    let node = lab.node(0);
+    let (near, client) = (node.add_pod("near").unwrap(), node.add_pod("client").unwrap());
+    let [address, address6] = near.addresses() else { panic!("one family") };
+    add(&lab, 0x40, [&[*address], &[*address6]], 0);
+    for (family, [internal, overlay]) in [[true, false], [false, true]].into_iter().enumerate() {
+        let (world, _) = world_end(&lab, family);
+        let [place, _, _] = places(node, 0x40, family);
+        let gateway = SocketAddr::new(node.overlay_addresses()[family], place.port());
+        for from in [world, &client, node] {
+            assert_eq!(is_reached(from, &near, place), internal, "{} to {place}", from.name());
+        }
+        for from in [&*client, node] {
+            assert_eq!(is_reached(from, &near, gateway), overlay, "{} to {gateway}", from.name());
         }
     }
 }

@@ -4,7 +4,9 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use podwire_common::abi::{Link, Link6, NETWORK_KEEPS_ADDRESS, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
+use podwire_common::abi::{
+    Link, Link6, NETWORK_KEEPS_ADDRESS, NODE_ADDRESS, NODE_LOCAL, NODE_WITHOUT_NODE_PORTS, Node, Vtep,
+};
 use podwire_common::addr::Addr;
 
 use super::{LINKS, LINKS6, NETWORKS, NODES, TUNNEL_PEERS, VTEPS};
@@ -75,4 +77,11 @@ pub fn is_not_masqueraded(address: &Addr) -> bool {
 pub fn is_own_address(address: &Addr) -> bool {
     const OWN: u32 = NODE_LOCAL | NODE_ADDRESS;
     node(address).is_some_and(|node| node.flags & OWN == OWN)
+}
+
+/// Returns whether an address is one of this node's own, and has NodePorts.
+#[inline(always)]
+pub fn has_node_ports(address: &Addr) -> bool {
+    const OWN: u32 = NODE_LOCAL | NODE_ADDRESS;
+    node(address).is_some_and(|node| node.flags & (OWN | NODE_WITHOUT_NODE_PORTS) == OWN)
 }

@@ -8,7 +8,7 @@ use podwire_common::addr::{Addr, Be16};
 
 use super::clock::random;
 use super::config::node_ports;
-use super::nodes::is_own_address;
+use super::nodes::has_node_ports;
 use super::{BACKENDS, SERVICES, SERVING, SOURCE_RANGES};
 
 /// Returns the service that answers at an address and port, or at a NodePort of this node.
@@ -26,7 +26,7 @@ pub fn service(
     // SAFETY: a map element; see `endpoint`.
     let exact = unsafe { SERVICES.get(frontend) };
     let (first, last) = node_ports();
-    if exact.is_some() || !(first..=last).contains(&port.get()) || !is_own_address(address) {
+    if exact.is_some() || !(first..=last).contains(&port.get()) || !has_node_ports(address) {
         return exact;
     }
     frontend.address = *any;

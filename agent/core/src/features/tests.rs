@@ -221,6 +221,20 @@ fn this_nodes_own_addresses_are_local() {
 }
 
 #[test]
+fn node_ports_are_only_at_addresses_of_the_given_networks() {
+    let mut model = model(Mode::Vxlan);
+    model.links[0].addresses.push(ip("192.0.2.100"));
+    let without = |model: &Model| {
+        let slice = desired(model, Scope::All);
+        ["10.200.0.1", "192.0.2.100"]
+            .map(|address| flags(&slice, ip(address)) & abi::NODE_WITHOUT_NODE_PORTS != 0)
+    };
+    assert_eq!(without(&model), [false, false]);
+    model.node_port_networks = [net("10.200.0.0/24"), net("fd00::/8")].into();
+    assert_eq!(without(&model), [false, true]);
+}
+
+#[test]
 fn links_have_addresses_of_each_family() {
     let mut model = model(Mode::Vxlan);
     model.own.as_mut().unwrap().pod_networks = vec![net("fd00:10:244:1::/64")];

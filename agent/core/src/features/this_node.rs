@@ -70,20 +70,24 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
         node_id: own.id(),
         flags: flags | abi::NODE_LOCAL,
     };
+    let of_address = |address: IpAddr, flags| {
+        let node_ports = if model.has_node_ports(address) { 0 } else { abi::NODE_WITHOUT_NODE_PORTS };
+        (address.into(), entry(flags | abi::NODE_ADDRESS | node_ports))
+    };
     let nodes = &mut slice.tables.nodes;
     let uplink_addresses = model.uplinks().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
     for address in uplink_addresses.chain(others).copied() {
         let named = if own.addresses().any(|named| named == address) { abi::NODE_NAMED } else { 0 };
-        nodes.insert(address.into(), entry(abi::NODE_ADDRESS | named));
+        nodes.extend([of_address(address, named)]);
     }
-    let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY | abi::NODE_NAMED);
     // The tunnel's device also has the gateways of pods from an earlier podCIDR, and the kernel may
     // send to these pods with such an address.
     let gateways = model.endpoints.values().flat_map(|pod| &pod.pod_addresses).map(|pod| pod.gateway);
     let earlier = gateways.filter(|gateway| model.vxlan.is_some() && !is_of_cluster(model, own, *gateway));
-    nodes.extend(earlier.map(|gateway| (gateway.into(), entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY))));
-    nodes.extend(own.overlay_addresses().map(|address| (address.into(), overlay)));
+    nodes.extend(earlier.map(|gateway| of_address(gateway, abi::NODE_OVERLAY)));
+    let named = |address| of_address(address, abi::NODE_OVERLAY | abi::NODE_NAMED);
+    nodes.extend(own.overlay_addresses().map(named));
     for network in &own.pod_networks {
         nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
         // A packet to a dead pod's address must not follow the default route into the world.

@@ -59,6 +59,8 @@ pub struct Model {
     pub non_masquerade: BTreeSet<IpNet>,
     /// Networks of the services' ClusterIPs, if the agent was told.
     pub service_networks: BTreeSet<IpNet>,
+    /// Networks of this node's addresses that have NodePorts. Empty: all addresses have them.
+    pub node_port_networks: BTreeSet<IpNet>,
     /// The IPsec policies of the host.
     pub policies: Vec<Policy>,
     /// What this node serves of each Service. Empty with `--services off`.
@@ -88,6 +90,7 @@ impl Model {
             without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
             service_networks: BTreeSet::new(),
+            node_port_networks: BTreeSet::new(),
             policies: Vec::new(),
             services: ServedServices::default(),
             api_server: None,
@@ -184,6 +187,12 @@ impl Model {
     pub fn has_address(&self, address: IpAddr) -> bool {
         let mut of_links = self.links.iter().flat_map(|link| &link.addresses);
         of_links.any(|of_link| *of_link == address) || self.other_addresses.contains(&address)
+    }
+
+    /// Returns whether the programs serve NodePorts at an address of this node.
+    pub fn has_node_ports(&self, address: IpAddr) -> bool {
+        let networks = &self.node_port_networks;
+        networks.is_empty() || networks.iter().any(|network| network.contains(&address))
     }
 
     /// Returns the links that lead to the other nodes or to the world.
