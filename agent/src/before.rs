@@ -26,8 +26,8 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 #[serde(deny_unknown_fields)]
 pub struct Before {
     boot: String,
-    /// Earlier values of the kernel switches that changed when the agent switched forwarding on for
-    /// the node or for one link, by path below `/proc/sys`. Empty: forwarding was already on.
+    /// Earlier values of kernel switches, by path below `/proc/sys`: those that changed when the
+    /// agent switched forwarding on for the node or for one link, and limits of connection tracking.
     pub switches: BTreeMap<String, String>,
     /// Devices that had no clsact queueing discipline.
     pub without_clsact: BTreeSet<String>,

@@ -6,6 +6,8 @@
 //! earlier values into the state folder before it changes them, and `podwire uninstall` restores
 //! them.
 
+mod conntrack;
+
 use podwire_cni::protocol::codes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +45,17 @@ const fn names(family: Family) -> Names {
             Names { node: "net/ipv6/conf/all/forwarding", devices: "net/ipv6/conf", opposite: None }
         }
     }
+}
+
+fn is_of_forwarding(name: &str, family: Family) -> bool {
+    let Names { node, devices, opposite } = names(family);
+    name == node || name.starts_with(devices) || Some(name) == opposite
+}
+
+/// Returns whether an agent has changed forwarding, of the node or of a link, in this boot.
+pub fn has_changed_forwarding(before: &Before) -> bool {
+    let is_of_any = |name: &String| Family::ALL.into_iter().any(|family| is_of_forwarding(name, family));
+    before.switches.keys().any(is_of_any)
 }
 
 /// The end of the name of the switch by which a device accepts router advertisements.
@@ -264,9 +277,9 @@ impl Switches {
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
     pub fn restore_forwarding(&self, family: Family, before: &Before) -> Result<Forwarding, SwitchError> {
-        let Names { node, devices, opposite } = names(family);
-        let is_of_family = |name: &str| name == node || name.starts_with(devices) || Some(name) == opposite;
-        let before: BTreeMap<_, _> = before.switches.iter().filter(|(name, _)| is_of_family(name)).collect();
+        let Names { node, opposite, .. } = names(family);
+        let before: BTreeMap<_, _> =
+            before.switches.iter().filter(|(name, _)| is_of_forwarding(name, family)).collect();
         if before.is_empty() {
             return Ok(Forwarding::NotChanged);
         }

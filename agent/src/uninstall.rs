@@ -30,7 +30,7 @@ use crate::links::Links;
 use crate::lock::ClaimError;
 use crate::lock::Lock;
 use crate::store;
-use crate::sysctl::{Forwarding, Switches};
+use crate::sysctl::{Forwarding, Switches, has_changed_forwarding};
 use crate::unix_socket;
 
 /// The folder where runtimes look for network configurations by default.
@@ -102,6 +102,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     let restored = failures
         .note(restore_forwarding(&places.switches(), &before, &host.other_devices(&uplinks)))
         .is_some();
+    failures.note(places.switches().restore_conntrack(&before));
     for device in host.devices.values() {
         failures.note(link_filters::remove(&links, device.index, &device.name, &before).await);
     }
@@ -183,7 +184,7 @@ async fn remove_device(links: &Links, device: &Device) -> Result<(), Error> {
 }
 
 fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -> Result<(), Error> {
-    if !others.is_empty() && !before.switches.is_empty() {
+    if !others.is_empty() && has_changed_forwarding(before) {
         warn!(
             devices = others.join(", "),
             "forwarding (ip_forward) stays on, although the agent switched it on: this node may forward for these devices, too"

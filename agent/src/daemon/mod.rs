@@ -29,7 +29,7 @@ use podwire_cni::protocol::{Call, Reply};
 use podwire_core::ipam::IpamError;
 use podwire_core::model::{Endpoint, Family, Model};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::before::Before;
 use crate::claim::Claim;
@@ -98,6 +98,11 @@ impl Daemon {
         let changes = Changes::listen()?;
         let links = Links::new()?;
         config.places.switches().enable_forwarding(Family::V4, &[], &config.places.state_dir)?;
+        if config.services == ServiceMode::On
+            && let Err(error) = config.places.switches().limit_conntrack(&config.places.state_dir)
+        {
+            warn!("cannot set the limits of connection tracking, as kube-proxy does: {error}");
+        }
         let mut model = Model::new(config.mode, config.mtu);
         model.tunnel_family = config.tunnel_family;
         model.vxlan = host::tunnel_device(&config, &links).await?;

@@ -158,6 +158,29 @@ fn what_cannot_be_removed_is_named_and_all_else_goes() {
 }
 
 #[test]
+fn limits_of_connection_tracking_are_kube_proxys_only_with_services() {
+    const TIMES: [&str; 2] = [
+        "net/netfilter/nf_conntrack_tcp_timeout_established",
+        "net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+    ];
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    let times = || TIMES.map(|name| node.exec(&["cat", &format!("/proc/sys/{name}")]).unwrap());
+    let before = times();
+    for (services, [established, close_wait]) in [("off", ["432000", "60"]), ("on", ["86400", "3600"])] {
+        // Twice: the earlier values are those from before the first agent.
+        for _ in 0..2 {
+            node.start_agent_with(&[("PODWIRE_SERVICES", services)]).unwrap();
+            assert_eq!(times().each_ref().map(|time| time.trim()), [established, close_wait], "{services}");
+            node.stop_agent().unwrap();
+        }
+    }
+    let done = node.uninstall().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    assert_eq!(times(), before);
+}
+
+#[test]
 fn forwarding_that_others_rely_on_or_have_changed_stays() {
     let shown = |node: &Node, name: &str| node.exec(&["cat", &format!("/proc/sys/{name}")]).unwrap();
     let forwarding = |node: &Node| FORWARDING_OF_BOTH.map(|name| shown(node, name)).concat();
