@@ -170,7 +170,7 @@ macro_rules! tables {
         Agent {
             /// Address, port and protocol of a service → list of its backends, number of the service.
             SERVICES, services, Services: LazyHash<$crate::abi::Frontend, $crate::abi::Service>,
-            entries 65_536, option none, rank 14, share $crate::tables::Share::Unlimited
+            entries 262_144, option none, rank 14, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.
@@ -183,7 +183,7 @@ macro_rules! tables {
             /// 5-tuple → the translated 5-tuple, state, time. A translation has two entries.
             // No LRU: the eviction of one entry of a pair would break the connection.
             TRANSLATIONS, translations, Translations: LazyHash<$crate::abi::Flow, $crate::abi::Translation>,
-            entries 262_144, option max_translations, rank none,
+            entries 524_288, option max_translations, rank none,
             share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_TRANSLATIONS)
         }
         Programs {

@@ -71,6 +71,7 @@ mod service;
 mod service_affinity;
 mod service_health;
 mod service_list;
+mod service_load;
 mod service_processes;
 mod service_zones;
 mod services;

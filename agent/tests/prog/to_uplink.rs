@@ -235,16 +235,19 @@ fn flow_is_refused_when_every_port_it_may_try_is_taken() {
     assert_eq!(node.translations().len(), before, "no half of a pair is left");
 }
 
+/// Returns a million answers of a server.
+fn more_flows_than_fit() -> impl Iterator<Item = Flow> {
+    let ports = (0..16).flat_map(|from| (0..=u16::MAX).map(move |port| (from, port)));
+    ports.map(|(from, port)| {
+        Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
+    })
+}
+
 #[test]
 fn when_the_table_is_full_the_flow_is_refused() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    let fillers =
-        (0..=u16::MAX).flat_map(|port| [(53, port), (443, port), (853, port), (8443, port), (9443, port)]);
-    let full = fillers.map(|(from, port)| {
-        Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
-    });
-    assert!(node.fill_translations(full), "the table has room for more entries");
+    assert!(node.fill_translations(more_flows_than_fit()), "the table has room for more entries");
     let before = node.translations().len();
     let packet = out(POD_A, WORLD, tcp(40000, 443)).build();
     node.check("refused", TO_UPLINK, link, &packet, Expect::Drop(Reason::TranslationsFull));
@@ -288,12 +291,7 @@ fn with_a_full_table_a_pods_flow_gives_way_to_the_nodes_own() {
     let link = node.uplink;
     let pods = out(POD_A, WORLD, udp(40000, 53));
     node.check("the pod's", TO_UPLINK, link, &pods.build(), translated(&pods));
-    let fillers =
-        (0..=u16::MAX).flat_map(|port| [(53, port), (443, port), (853, port), (8443, port), (9443, port)]);
-    let full = fillers.map(|(from, port)| {
-        Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
-    });
-    assert!(node.fill_translations(full), "the table has room for more entries");
+    assert!(node.fill_translations(more_flows_than_fit()), "the table has room for more entries");
     let own = out(NODE1, WORLD, udp(40000, 53)).build();
     node.check("the node's", TO_UPLINK, link, &own, Expect::Pass);
     let reply = Packet::new(WORLD, NODE1, udp(53, 40000)).macs(UPLINK_MAC, STRANGER_MAC).build();
