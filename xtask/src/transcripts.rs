@@ -164,10 +164,10 @@ fn services() -> Result<Transcript> {
 
 /// Returns the table of `cargo xtask demo`.
 fn demo() -> Result<String> {
-    let lab = Lab::builder().node_file().build()?;
+    let lab = Lab::builder().node_file().service_file().build()?;
     let (node, other) = (lab.node(0), lab.node(1));
     let pods = [node.add_pod("a")?, node.add_pod("b")?, other.add_pod("c")?, other.add_pod("d")?];
-    let (table, wrong) = matrix::table(&lab, &pods);
+    let (table, wrong) = matrix::table(&lab, &pods)?;
     ensure!(wrong.is_empty(), "the matrix is wrong: {}", wrong.join("; "));
     Ok(table)
 }

@@ -158,7 +158,7 @@ fn what_cannot_be_removed_is_named_and_all_else_goes() {
 }
 
 #[test]
-fn limits_of_connection_tracking_are_kube_proxys_only_with_services() {
+fn connection_tracking_has_kube_proxys_limits_with_services() {
     const TIMES: [&str; 2] = [
         "net/netfilter/nf_conntrack_tcp_timeout_established",
         "net/netfilter/nf_conntrack_tcp_timeout_close_wait",

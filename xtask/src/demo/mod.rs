@@ -56,7 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ModeOption::Direct => Mode::Direct,
     };
     let stage = run::step("two nodes, two agents, a world, four pods", || {
-        let mut builder = Lab::builder().node_file().families(Families::Dual).mode(mode).binaries(&binaries);
+        let mut builder =
+            Lab::builder().node_file().service_file().families(Families::Dual).mode(mode).binaries(&binaries);
         if options.keep {
             builder = builder.name(KEPT);
         }
@@ -90,9 +91,9 @@ impl Stage {
     /// Prints all results, and returns the number of wrong cells.
     fn show(&self) -> Result<usize> {
         let (table, wrong) =
-            run::step("ping, TCP and UDP between all of them", || Ok(matrix::table(&self.lab, &self.pods)))?;
+            run::step("ping, TCP and UDP between all of them", || matrix::table(&self.lab, &self.pods))?;
         println!(
-            "\nFrom each row to each column: round-trip time of a ping; TCP, UDP and ICMP each; NAT if the server saw another address"
+            "\nFrom each row to each column: round-trip time of a ping; TCP, UDP and ICMP each; NAT if the server saw another address. A service answers no ping"
         );
         print!("{table}");
         for complaint in &wrong {

@@ -171,6 +171,7 @@ impl Lab {
             docker: false,
             agents: true,
             node_file: false,
+            service_file: false,
             agent_arguments: Vec::new(),
             agent_wrapper: Vec::new(),
             binaries: None,
@@ -271,6 +272,14 @@ impl Lab {
         }
     }
 
+    /// Replaces the file of services ([`Builder::service_file`]).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_services(&self, text: &str) -> Result<()> {
+        node_list::replace(&cleanup::folder(self.name()).join(SERVICES), text)
+    }
+
     /// Returns the API server from which the agents get nodes.
     ///
     /// # Errors
@@ -364,10 +373,14 @@ pub struct Builder {
     docker: bool,
     agents: bool,
     node_file: bool,
+    service_file: bool,
     agent_arguments: Vec<String>,
     agent_wrapper: Vec<String>,
     binaries: Option<PathBuf>,
 }
+
+/// The file of services in the lab's folder.
+const SERVICES: &str = "services.json";
 
 impl Builder {
     /// Sets the lab's name, for a lab that outlives its process. By default the name has the
@@ -438,6 +451,12 @@ impl Builder {
         self
     }
 
+    /// Lets the agents serve services from a file ([`Lab::write_services`]). At first it has none.
+    pub fn service_file(mut self) -> Self {
+        self.service_file = true;
+        self
+    }
+
     /// Adds arguments for every agent.
     pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
         self.agent_arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -463,7 +482,7 @@ impl Builder {
     /// # Errors
     /// When the user is not root, when a binary is missing, when the kernel refuses, or when an
     /// agent is not ready in time (with the end of its log). Everything made so far is removed.
-    pub fn build(self) -> Result<Lab> {
+    pub fn build(mut self) -> Result<Lab> {
         ensure!(rustix::process::geteuid().is_root(), "the lab makes network namespaces: run it as root");
         let binaries = Binaries::find(self.binaries.as_deref())?;
         if self.agents {
@@ -473,6 +492,14 @@ impl Builder {
         let registration = Registration::new(self.name.clone().unwrap_or_else(unique_name))?;
         let folder = cleanup::folder(registration.name());
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        if self.service_file {
+            let file = folder.join(SERVICES);
+            std::fs::write(&file, "{\"kind\": \"List\", \"items\": []}")
+                .with_context(|| format!("write {}", file.display()))?;
+            let arguments = ["--services".into(), "on".into(), "--services-file".into()];
+            self.agent_arguments.extend(arguments);
+            self.agent_arguments.push(file.to_string_lossy().into_owned());
+        }
         let nodes_from = match self.node_file {
             true => NodesFrom::File(folder.join("nodes.json")),
             false => NodesFrom::ApiServer(ApiServer::new()?),
