@@ -60,6 +60,10 @@ pub struct Server {
     /// kube-proxy serves them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// Whether the programs leave this node's own processes to kube-proxy. None: they do not, or
+    /// kube-proxy serves all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaves_processes: Option<bool>,
     /// Number of the list in the table `BACKENDS`, hexadecimal. None: kube-proxy serves them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
@@ -73,12 +77,25 @@ impl Server {
             _ => "dropped".into(),
         });
         let list = service.map(|service| format!("{:016x}", service.list));
-        Self { served_by: "podwire".into(), because: None, answer, list }
+        let leaves = service.is_some_and(|service| service.flags & abi::SERVICE_NOT_FOR_PROCESSES != 0);
+        Self {
+            served_by: "podwire".into(),
+            because: None,
+            answer,
+            leaves_processes: leaves.then_some(true),
+            list,
+        }
     }
 
     /// Returns that kube-proxy serves, for this reason.
     pub fn kube_proxy(because: &str) -> Self {
-        Self { served_by: "kube-proxy".into(), because: Some(because.into()), answer: None, list: None }
+        Self {
+            served_by: "kube-proxy".into(),
+            because: Some(because.into()),
+            answer: None,
+            leaves_processes: None,
+            list: None,
+        }
     }
 }
 

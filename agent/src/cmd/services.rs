@@ -74,12 +74,13 @@ impl Row for Frontend {
     ];
 
     fn cells(&self) -> Vec<String> {
-        let server = |server: &Option<Server>| match server {
-            Some(Server { served_by, because, answer, .. }) => match because.as_ref().or(answer.as_ref()) {
-                Some(because) => format!("{served_by}: {because}"),
-                None => served_by.clone(),
-            },
-            None => String::new(),
+        let server = |server: &Option<Server>| {
+            let Some(Server { served_by, because, answer, leaves_processes, .. }) = server else {
+                return String::new();
+            };
+            let why = because.as_ref().or(answer.as_ref()).map_or(String::new(), |why| format!(": {why}"));
+            let processes = if leaves_processes.is_some() { ", processes kube-proxy" } else { "" };
+            format!("{served_by}{why}{processes}")
         };
         let (inside, outside) = (server(&self.inside), server(&self.outside));
         let served_by = match outside.is_empty() || inside == outside {

@@ -108,6 +108,26 @@ fn services_are_shown_with_who_serves_them_and_why() {
 }
 
 #[test]
+fn an_address_that_is_not_for_processes_is_shown() {
+    let lab = Lab::builder().nodes(1).agent_arguments(&["--services", "on"]).build().unwrap();
+    let (node, api) = (lab.node(0), lab.api_server().unwrap());
+    let pod = node.add_pod("pod").unwrap();
+    let mut service = object("web", service(0x38));
+    service["spec"]["type"] = "LoadBalancer".into();
+    service["spec"]["loadBalancerSourceRanges"] = json!(["198.51.100.0/24"]);
+    service["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.38", "ipMode": "VIP" }] } });
+    api.put(service);
+    api.put(slice("web", &[pod.addresses()[0]], 0));
+    let filter = ["services", "--family", "ipv4", "--protocol", "tcp"];
+    let are_all = |rows: &Vec<Value>| rows.len() == 2 && column(rows, "list").iter().all(|list| *list != "-");
+    let all = wait_until(|| Some(rows(node, &filter)).filter(are_all)).unwrap();
+    assert_eq!(column(&all, "kind"), ["cluster-ip", "load-balancer"]);
+    let leaves: Vec<_> = all.iter().map(|row| row["leaves_processes"].as_bool()).collect();
+    assert_eq!(leaves, [None, Some(true)]);
+    assert!(text(node, &filter).contains(" podwire, processes kube-proxy "));
+}
+
+#[test]
 fn without_the_option_the_command_says_that_none_is_read() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let shown = lab.node(0).show(&["services"]).unwrap();
