@@ -186,7 +186,7 @@ impl Snapshot {
                     address: candidacy.backend.address,
                     port: Some(candidacy.backend.port.get()),
                     pod: None,
-                    node: candidacy.endpoint.node.clone(),
+                    node: candidacy.endpoint.node.as_deref().map(str::to_owned),
                 },
                 inside: Some(candidacy.of(frontend.inside).into()),
                 outside: frontend.outside.map(|answer| candidacy.of(answer).into()),

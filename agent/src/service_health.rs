@@ -159,7 +159,7 @@ async fn check(State(asked): State<Asked>) -> Response {
     };
     let count = check.local_ready.get(&Family::of(asked.address.ip())).copied().unwrap_or_default();
     let body = json!({
-        "service": { "namespace": name.namespace, "name": name.name },
+        "service": { "namespace": &*name.namespace, "name": &*name.name },
         "localEndpoints": count,
         "serviceProxyHealthy": is_healthy,
     });

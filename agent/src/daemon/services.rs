@@ -25,8 +25,8 @@ use crate::frontends::Snapshot;
 #[derive(Debug, Default)]
 pub(super) struct Services {
     services: BTreeMap<ServiceName, Arc<Service>>,
-    /// Slices by service and name, also those of services that are not known.
-    slices: BTreeMap<ServiceName, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// Slices by service, also those of services that are not known; of each service sorted by name.
+    slices: BTreeMap<ServiceName, Vec<Arc<EndpointSlice>>>,
     /// The health checks of the services that have one.
     checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
     health: watch::Sender<ServiceHealth>,
@@ -39,9 +39,10 @@ impl Services {
     /// other endpoints.
     pub(super) fn take(&mut self, list: ServiceList) -> BTreeSet<ServiceName> {
         let services = list.services.into_iter().map(|service| (service.name.clone(), service)).collect();
-        let mut slices: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for slice in list.slices {
-            slices.entry(slice.service.clone()).or_default().insert(slice.name.clone(), slice);
+            let name = slice.name.clone();
+            replace(slices.entry(slice.service.clone()).or_default(), &name, Some(slice));
         }
         let old_services = std::mem::replace(&mut self.services, services);
         let old_slices = std::mem::replace(&mut self.slices, slices);
@@ -66,10 +67,7 @@ impl Services {
         }
         for (name, slice) in changes.slices {
             let slices = self.slices.entry(name.service.clone()).or_default();
-            match slice {
-                Some(slice) => drop(slices.insert(name.name, slice)),
-                None => drop(slices.remove(&name.name)),
-            }
+            replace(slices, &name.name, slice);
             if slices.is_empty() {
                 self.slices.remove(&name.service);
             }
@@ -82,7 +80,7 @@ impl Services {
     /// such service.
     fn served(&mut self, name: &ServiceName, node: &ThisNode) -> Option<Vec<ServedPort>> {
         let service = self.services.get(name);
-        let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+        let slices = self.slices.get(name).into_iter().flatten();
         let slices: Vec<_> = slices.map(Arc::as_ref).collect();
         let check = service.and_then(|service| health_check(service, &slices, node));
         if self.checks.get(name) != check.as_ref() {
@@ -139,7 +137,7 @@ impl Services {
     /// Returns all services, for `podwire services`.
     pub(super) fn snapshot(&self, state: &State) -> Snapshot {
         let with_slices = |(name, service): (&ServiceName, &Arc<Service>)| {
-            let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+            let slices = self.slices.get(name).into_iter().flatten();
             (Arc::clone(service), slices.cloned().collect())
         };
         Snapshot {
@@ -188,7 +186,17 @@ impl Services {
     /// both families counts twice: each family has its own slices.
     pub(super) fn endpoints(&self) -> usize {
         let of_services = self.services.keys().filter_map(|name| self.slices.get(name));
-        of_services.flat_map(BTreeMap::values).map(|slice| slice.endpoints.len()).sum()
+        of_services.flatten().map(|slice| slice.endpoints.len()).sum()
+    }
+}
+
+/// Replaces the slice with this name. `None`: it is gone.
+fn replace(slices: &mut Vec<Arc<EndpointSlice>>, name: &str, slice: Option<Arc<EndpointSlice>>) {
+    match (slices.binary_search_by(|there| there.name.as_str().cmp(name)), slice) {
+        (Ok(index), Some(slice)) => slices[index] = slice,
+        (Ok(index), None) => drop(slices.remove(index)),
+        (Err(index), Some(slice)) => slices.insert(index, slice),
+        (Err(_), None) => {}
     }
 }
 
@@ -269,8 +277,7 @@ mod tests {
             is_serving: true,
             is_terminating: false,
             node: None,
-            zones: BTreeSet::new(),
-            nodes: BTreeSet::new(),
+            hints: None,
         };
         Arc::new(EndpointSlice {
             name: slice.into(),

@@ -68,7 +68,7 @@ pub(crate) async fn follow<K: Kind, C: From<Change<K>>>(
         answers,
         strategy: InitialListStrategy::StreamingList,
         pauses: DefaultBackoff::default(),
-        listing: BTreeMap::new(),
+        listing: Vec::new(),
         lost: None,
         client: 0,
         is_listing: true,
@@ -102,7 +102,7 @@ struct Follower<'a, K: Kind, C> {
     strategy: InitialListStrategy,
     pauses: DefaultBackoff,
     /// The objects of a list that is not complete yet.
-    listing: BTreeMap<ObjectName, K::Kept>,
+    listing: Vec<(ObjectName, K::Kept)>,
     /// The reason why the server does not answer.
     lost: Option<String>,
     /// The number of the client.
@@ -187,7 +187,7 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
                 self.listing.extend(object.kept.map(|kept| (name, kept)));
             }
             At::InitDone => {
-                let list = std::mem::take(&mut self.listing);
+                let list = std::mem::take(&mut self.listing).into_iter().collect();
                 self.is_listing = false;
                 self.answers.mark_unchanged();
                 self.answered = Some(Instant::now());

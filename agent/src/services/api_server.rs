@@ -70,7 +70,7 @@ impl Kind for Services {
     type Kept = Decoded<Service>;
 
     fn decode(text: &str) -> Option<Self::Kept> {
-        objects::service(text, UNNAMED)
+        Some(objects::service(text, UNNAMED)?.map_err(Box::new))
     }
 }
 
@@ -86,11 +86,12 @@ impl Kind for Slices {
     type Kept = Decoded<EndpointSlice>;
 
     fn decode(text: &str) -> Option<Self::Kept> {
-        objects::slice(text, UNNAMED)
+        Some(objects::slice(text, UNNAMED)?.map_err(Box::new))
     }
 }
 
-type Decoded<T> = Result<Arc<T>, ServiceProblem>;
+/// An object, or why it does not decode. The box keeps 20,000 entries of a map small.
+type Decoded<T> = Result<Arc<T>, Box<ServiceProblem>>;
 
 /// A change of either kind.
 enum EitherChange {
@@ -236,6 +237,11 @@ impl<T: PartialEq, N: Ord> Part<T, N> {
             Some(new) => self.known.insert(name, new),
             None => self.known.remove(&name),
         };
+        self.note(before, new, named);
+    }
+
+    /// Notes that an object is new, another one or gone.
+    fn note(&mut self, before: Option<Decoded<T>>, new: Option<Decoded<T>>, named: fn(&T) -> N) {
         // The object may have another name now: a slice can be given to another service.
         for (object, is_new) in [(before, false), (new, true)] {
             match object {
@@ -248,9 +254,17 @@ impl<T: PartialEq, N: Ord> Part<T, N> {
 
     /// Takes the complete list.
     fn replace(&mut self, all: BTreeMap<ObjectName, Decoded<T>>, named: fn(&T) -> N) {
-        let gone: Vec<_> = self.known.keys().filter(|name| !all.contains_key(name)).cloned().collect();
-        gone.into_iter().for_each(|name| self.set(name, None, named));
-        all.into_iter().for_each(|(name, new)| self.set(name, Some(new), named));
+        let mut earlier = std::mem::take(&mut self.known);
+        let gone = earlier.extract_if(.., |name, _| !all.contains_key(name)).map(|(_, object)| object);
+        gone.for_each(|object| self.note(Some(object), None, named));
+        for (name, new) in &all {
+            let before = earlier.remove(name);
+            if before.as_ref() != Some(new) {
+                self.note(before, Some(new.clone()), named);
+            }
+        }
+        // A map that was built at once has full nodes. Insertions would leave them half empty.
+        self.known = all;
     }
 
     fn has_changed(&self) -> bool {
@@ -267,6 +281,6 @@ impl<T: PartialEq, N: Ord> Part<T, N> {
     }
 
     fn problems(&self) -> impl Iterator<Item = &ServiceProblem> {
-        self.known.values().filter_map(|object| object.as_ref().err())
+        self.known.values().filter_map(|object| object.as_ref().err()).map(Box::as_ref)
     }
 }

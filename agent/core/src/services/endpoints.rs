@@ -41,7 +41,7 @@ pub(super) fn candidates<'a>(
         }
     }
     let candidate = |((address, port), endpoint): (_, &'a Endpoint)| {
-        let is_local = endpoint.node.as_ref() == Some(&node.name);
+        let is_local = endpoint.node.as_deref() == Some(&node.name);
         Candidate { backend: Backend { address, port, is_local }, endpoint }
     };
     found.into_iter().map(candidate).collect()
@@ -55,5 +55,5 @@ pub(super) fn candidates<'a>(
 /// then names, so the order of the slices has no effect.
 fn precedence(endpoint: &Endpoint) -> impl Ord {
     let Endpoint { is_ready, is_serving, is_terminating, .. } = *endpoint;
-    (Reverse(is_terminating), is_ready, is_serving, &endpoint.node, &endpoint.nodes, &endpoint.zones)
+    (Reverse(is_terminating), is_ready, is_serving, &endpoint.node, &endpoint.hints)
 }

@@ -38,8 +38,8 @@ pub struct ServedPort {
     pub cluster: Vec<Backend>,
     /// Backends for the traffic policy `Local`, sorted. Empty if no client has this policy.
     pub local: Vec<Backend>,
-    /// All endpoints that serve, sorted. A UDP flow to one of them goes on, whether or not new
-    /// flows go there. If there is none at all, kube-proxy leaves UDP flows as they are.
+    /// Of a UDP port, all endpoints that serve, sorted. A flow to one of them goes on, whether or not
+    /// new flows go there. If there is none at all, kube-proxy leaves UDP flows as they are.
     pub serving: Vec<Backend>,
     /// Where clients reach the port: ClusterIP, NodePort, then the others by address.
     pub frontends: Vec<Frontend>,
@@ -159,7 +159,7 @@ impl ServedPort {
 ///
 /// `slices`: all EndpointSlices of this Service, in any order.
 pub fn served_ports(service: &Service, slices: &[&EndpointSlice], node: &ThisNode) -> Vec<ServedPort> {
-    let mut served = Vec::new();
+    let mut served = Vec::with_capacity(service.ports.len() * service.families().count());
     for port in &service.ports {
         for family in service.families() {
             let candidates = candidates(slices, family, &port.name, port.protocol, node);
@@ -201,12 +201,15 @@ fn served_port(
         }
     };
     let mut frontends: Vec<_> = addresses.iter().map(frontend).collect();
+    frontends.shrink_to_fit();
     frontends.sort_by_key(|frontend| (frontend.kind, frontend.address));
     let has_clients = |policy| {
         let mut policies = addresses.values().map(|kind| policies(service, *kind));
         policies.any(|(inside, outside)| inside == policy || outside == Some(policy))
     };
-    let serving = candidates.iter().filter(|candidate| candidate.endpoint.is_serving);
+    let is_kept =
+        |candidate: &&Candidate<'_>| port.protocol == Protocol::Udp && candidate.endpoint.is_serving;
+    let serving = candidates.iter().filter(is_kept);
     ServedPort {
         name: port.name.clone(),
         protocol: port.protocol,

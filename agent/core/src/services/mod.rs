@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -25,19 +26,20 @@ pub use health::{HealthCheck, health_check};
 pub use served::ServedServices;
 pub use uses::{Candidacy, Use, candidacies};
 
-/// Namespace and name of a Service.
+/// Namespace and name of a Service. Tables of 10,000 services have the name as their key, so all
+/// copies of a name share its text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     /// `metadata.namespace`.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ServiceName {
     /// Returns whether this is the service of the API servers, `default/kubernetes`.
     pub fn is_kubernetes(&self) -> bool {
-        self.namespace == "default" && self.name == "kubernetes"
+        &*self.namespace == "default" && &*self.name == "kubernetes"
     }
 }
 
@@ -167,9 +169,44 @@ pub struct Endpoint {
     /// `conditions.terminating`; false if it is missing.
     pub is_terminating: bool,
     /// `nodeName`.
-    pub node: Option<String>,
-    /// `hints.forZones[].name`.
+    pub node: Option<Box<str>>,
+    /// `hints`. Few endpoints have any, so all others need only a pointer for them.
+    pub hints: Option<Box<Hints>>,
+}
+
+impl Endpoint {
+    /// Returns whether it has a hint for any zone.
+    pub(crate) fn has_zones(&self) -> bool {
+        self.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty())
+    }
+
+    /// Returns whether it has a hint for any node.
+    pub(crate) fn has_nodes(&self) -> bool {
+        self.hints.as_ref().is_some_and(|hints| !hints.nodes.is_empty())
+    }
+
+    pub(crate) fn is_for_zone(&self, zone: &str) -> bool {
+        self.hints.as_ref().is_some_and(|hints| hints.zones.contains(zone))
+    }
+
+    pub(crate) fn is_for_node(&self, node: &str) -> bool {
+        self.hints.as_ref().is_some_and(|hints| hints.nodes.contains(node))
+    }
+}
+
+/// The zones and nodes whose clients should use an endpoint. At least one set is not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hints {
+    /// `forZones[].name`.
     pub zones: BTreeSet<String>,
-    /// `hints.forNodes[].name`.
+    /// `forNodes[].name`.
     pub nodes: BTreeSet<String>,
+}
+
+impl Hints {
+    /// Returns them for an endpoint. `None`: there are none.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        let is_empty = self.zones.is_empty() && self.nodes.is_empty();
+        (!is_empty).then(|| Box::new(self))
+    }
 }

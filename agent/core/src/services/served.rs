@@ -14,8 +14,9 @@ use super::{Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
 #[derive(Clone, Debug, Default)]
 pub struct ServedServices {
     ports: BTreeMap<ServiceName, Vec<ServedPort>>,
-    /// The services that want an address and port; the first one has it.
-    wanted: BTreeMap<Place, BTreeSet<(FrontendKind, ServiceName)>>,
+    /// The services that want an address and port, sorted; the first one has it. Nearly always there
+    /// is only one.
+    wanted: BTreeMap<Place, Vec<(FrontendKind, ServiceName)>>,
 }
 
 /// Address, port and protocol of a frontend.
@@ -26,7 +27,7 @@ impl ServedServices {
     pub fn set(&mut self, name: &ServiceName, ports: Option<Vec<ServedPort>>) {
         for (place, kind) in self.ports.remove(name).iter().flatten().flat_map(places) {
             if let Some(all) = self.wanted.get_mut(&place) {
-                all.remove(&(kind, name.clone()));
+                all.retain(|(of_kind, of_name)| (of_kind, of_name) != (&kind, name));
                 if all.is_empty() {
                     self.wanted.remove(&place);
                 }
@@ -34,14 +35,19 @@ impl ServedServices {
         }
         let Some(ports) = ports else { return };
         for (place, kind) in ports.iter().flat_map(places) {
-            self.wanted.entry(place).or_default().insert((kind, name.clone()));
+            let all = self.wanted.entry(place).or_default();
+            let new = (kind, name.clone());
+            if let Err(index) = all.binary_search(&new) {
+                all.reserve_exact(1);
+                all.insert(index, new);
+            }
         }
         self.ports.insert(name.clone(), ports);
     }
 
     /// Returns whether a service has one of its frontends, or another service has it.
     pub fn has(&self, name: &ServiceName, port: &ServedPort, frontend: &Frontend) -> bool {
-        let first = self.wanted.get(&place(port, frontend)).and_then(BTreeSet::first);
+        let first = self.wanted.get(&place(port, frontend)).and_then(|all| all.first());
         first.is_some_and(|(_, first)| first == name)
     }
 

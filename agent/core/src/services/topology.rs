@@ -29,7 +29,10 @@ pub(super) fn elsewhere(candidates: &[Candidate<'_>], node: &ThisNode) -> Use {
 fn choose(candidates: &[Candidate<'_>], admitted: impl Fn(&Candidate<'_>) -> bool) -> Vec<Backend> {
     let collect = |is_usable: fn(&Endpoint) -> bool| -> Vec<Backend> {
         let usable = candidates.iter().filter(|candidate| is_usable(candidate.endpoint));
-        usable.filter(|candidate| admitted(candidate)).map(|candidate| candidate.backend).collect()
+        let admitted = usable.filter(|candidate| admitted(candidate));
+        let mut backends: Vec<_> = admitted.map(|candidate| candidate.backend).collect();
+        backends.shrink_to_fit();
+        backends
     };
     let ready = collect(|endpoint| endpoint.is_ready);
     if !ready.is_empty() {
@@ -58,9 +61,9 @@ impl Preference {
         let counts = |preference: Self, is_hinted: fn(&Candidate<'_>) -> bool| {
             ready().all(is_hinted) && ready().any(|candidate| preference.admits(candidate, node))
         };
-        if counts(Self::SameNode, |candidate| !candidate.endpoint.nodes.is_empty()) {
+        if counts(Self::SameNode, |candidate| candidate.endpoint.has_nodes()) {
             Self::SameNode
-        } else if counts(Self::SameZone, |candidate| !candidate.endpoint.zones.is_empty()) {
+        } else if counts(Self::SameZone, |candidate| candidate.endpoint.has_zones()) {
             Self::SameZone
         } else {
             Self::Anywhere
@@ -70,8 +73,8 @@ impl Preference {
     fn admits(self, candidate: &Candidate<'_>, node: &ThisNode) -> bool {
         match self {
             Self::Anywhere => true,
-            Self::SameZone => node.zone.as_ref().is_some_and(|zone| candidate.endpoint.zones.contains(zone)),
-            Self::SameNode => candidate.endpoint.nodes.contains(&node.name),
+            Self::SameZone => node.zone.as_ref().is_some_and(|zone| candidate.endpoint.is_for_zone(zone)),
+            Self::SameNode => candidate.endpoint.is_for_node(&node.name),
         }
     }
 }

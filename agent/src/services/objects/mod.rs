@@ -115,7 +115,14 @@ fn name_of(text: &str) -> Option<ServiceName> {
         name: String,
     }
     let Named { metadata } = serde_json::from_str(text).ok()?;
-    Some(ServiceName { namespace: metadata.namespace, name: metadata.name })
+    Some(ServiceName { namespace: metadata.namespace.into(), name: metadata.name.into() })
+}
+
+/// Gives back what a list has reserved beyond its length: the agent keeps 20,000 objects with several
+/// short lists each.
+fn exact<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
 }
 
 /// Reads an address. An IPv4 address that is mapped to IPv6 is one of IPv4, as for kube-proxy.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use podwire_core::services::{Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 
-use super::{Metadata, ProtocolName, SERVICE, address, metadata, tcp};
+use super::{Metadata, ProtocolName, SERVICE, address, exact, metadata, tcp};
 
 /// `spec.clusterIPs` of a headless service.
 const HEADLESS: &str = "None";
@@ -127,12 +127,12 @@ impl ServiceObject {
             node_port: port.node_port.and_then(NonZeroU16::new),
         });
         Ok(Some(Service {
-            name: ServiceName { namespace: metadata.namespace, name: metadata.name },
+            name: ServiceName { namespace: metadata.namespace.into(), name: metadata.name.into() },
             cluster_ips: addresses("spec.clusterIPs", Some(cluster_ips))?,
             external_ips: addresses("spec.externalIPs", spec.external_ips)?,
             load_balancer_ips: addresses("status.loadBalancer.ingress", Some(vips))?,
             source_ranges,
-            ports: ports.collect(),
+            ports: exact(ports.collect()),
             internal_policy: spec.internal_traffic_policy,
             external_policy: spec.external_traffic_policy,
             affinity: match spec.session_affinity.as_deref() {
@@ -145,7 +145,9 @@ impl ServiceObject {
 }
 
 fn addresses(field: &str, texts: Option<Vec<String>>) -> Result<Vec<IpAddr>, String> {
-    texts.unwrap_or_default().iter().map(|text| address(field, text)).collect()
+    let addresses =
+        texts.unwrap_or_default().iter().map(|text| address(field, text)).collect::<Result<_, _>>();
+    addresses.map(exact)
 }
 
 fn networks(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 
-use podwire_core::services::{Endpoint, EndpointPort, EndpointSlice, Protocol, ServiceName};
+use podwire_core::services::{Endpoint, EndpointPort, EndpointSlice, Hints, Protocol, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{Labels, Metadata, ProtocolName, SLICE, address, metadata, tcp};
+use super::{Labels, Metadata, ProtocolName, SLICE, address, exact, metadata, tcp};
 
 /// The fields of an EndpointSlice object that the agent reads. The saved list holds slices in this
 /// form, too.
@@ -39,7 +39,7 @@ struct EndpointObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     node_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hints: Option<Hints>,
+    hints: Option<HintsObject>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -51,7 +51,7 @@ struct EndpointConditions {
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Hints {
+struct HintsObject {
     #[serde(default)]
     for_zones: Vec<Hint>,
     #[serde(default)]
@@ -75,11 +75,12 @@ impl SliceObject {
             Some(EndpointPort { name: port.name.unwrap_or_default(), protocol: port.protocol, port: number })
         };
         let endpoints = self.endpoints.unwrap_or_default().into_iter().map(EndpointObject::endpoint);
+        let endpoints = endpoints.collect::<Result<_, _>>()?;
         Ok(Some(EndpointSlice {
             name: self.metadata.name,
-            service: ServiceName { namespace: self.metadata.namespace, name: service },
-            ports: self.ports.unwrap_or_default().into_iter().filter_map(port).collect(),
-            endpoints: endpoints.collect::<Result<_, _>>()?,
+            service: ServiceName { namespace: self.metadata.namespace.into(), name: service.into() },
+            ports: exact(self.ports.unwrap_or_default().into_iter().filter_map(port).collect()),
+            endpoints: exact(endpoints),
         }))
     }
 }
@@ -95,16 +96,15 @@ impl EndpointObject {
             is_ready: ready.unwrap_or(true),
             is_serving: serving.unwrap_or(true),
             is_terminating: terminating.unwrap_or(false),
-            node: self.node_name,
-            zones: names(zones),
-            nodes: names(nodes),
+            node: self.node_name.map(String::into_boxed_str),
+            hints: Hints { zones: names(zones), nodes: names(nodes) }.boxed(),
         })
     }
 }
 
 impl From<&EndpointSlice> for SliceObject {
     fn from(slice: &EndpointSlice) -> Self {
-        let labels = Labels { service: Some(slice.service.name.clone()), ..Labels::default() };
+        let labels = Labels { service: Some(slice.service.name.to_string()), ..Labels::default() };
         let port = |port: &EndpointPort| EndpointPortObject {
             name: Some(port.name.clone()),
             protocol: port.protocol,
@@ -118,9 +118,11 @@ impl From<&EndpointSlice> for SliceObject {
                 serving: Some(endpoint.is_serving),
                 terminating: Some(endpoint.is_terminating),
             },
-            node_name: endpoint.node.clone(),
-            hints: (!endpoint.zones.is_empty() || !endpoint.nodes.is_empty())
-                .then(|| Hints { for_zones: hints(&endpoint.zones), for_nodes: hints(&endpoint.nodes) }),
+            node_name: endpoint.node.as_deref().map(str::to_owned),
+            hints: endpoint
+                .hints
+                .as_ref()
+                .map(|all| HintsObject { for_zones: hints(&all.zones), for_nodes: hints(&all.nodes) }),
         };
         Self {
             kind: SLICE,

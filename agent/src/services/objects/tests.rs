@@ -54,7 +54,7 @@ fn one_slice(object: &Value) -> EndpointSlice {
 }
 
 fn real(name: &str) -> Arc<Service> {
-    parsed(REAL).services.into_iter().find(|service| service.name.name == name).unwrap()
+    parsed(REAL).services.into_iter().find(|service| &*service.name.name == name).unwrap()
 }
 
 #[test]
@@ -63,9 +63,9 @@ fn the_services_of_a_real_cluster_are_read() {
     assert_eq!(entries.problems, []);
     // Of 17 services `headless` and `hands-off` are left out, and so are both slices of each.
     assert_eq!((entries.services.len(), entries.slices.len(), entries.unused), (15, 27, 6));
-    let names: Vec<_> = entries.services.iter().map(|service| service.name.name.as_str()).collect();
+    let names: Vec<_> = entries.services.iter().map(|service| &*service.name.name).collect();
     assert!(!names.contains(&"headless") && !names.contains(&"hands-off"), "{names:?}");
-    let owners: BTreeSet<_> = entries.slices.iter().map(|slice| slice.service.name.as_str()).collect();
+    let owners: BTreeSet<_> = entries.slices.iter().map(|slice| &*slice.service.name).collect();
     assert!(owners.iter().all(|owner| names.contains(owner)), "{owners:?}");
     let dns = real("kube-dns");
     let ports: Vec<_> =
@@ -102,9 +102,10 @@ fn each_field_of_a_real_service_is_read() {
 fn hints_and_nodes_of_real_endpoints_are_read() {
     let slices = parsed(REAL).slices;
     let near = slices.iter().find(|slice| slice.name == "web-near-585k7").unwrap();
+    let nodes = |endpoint: &podwire_core::services::Endpoint| endpoint.hints.clone().unwrap().nodes;
     let hints: Vec<_> =
-        near.endpoints.iter().map(|endpoint| (endpoint.node.as_deref(), &endpoint.nodes)).collect();
-    assert_eq!(hints, [(Some("kn1"), &["kn1".to_owned()].into()), (Some("kn2"), &["kn2".to_owned()].into())]);
+        near.endpoints.iter().map(|endpoint| (endpoint.node.as_deref(), nodes(endpoint))).collect();
+    assert_eq!(hints, [(Some("kn1"), ["kn1".to_owned()].into()), (Some("kn2"), ["kn2".to_owned()].into())]);
     assert_eq!((near.ports[1].name.as_str(), near.ports[1].protocol), ("udp", Protocol::Udp));
     let empty = slices.iter().find(|slice| slice.name == "empty-wt8t7").unwrap();
     assert!(empty.ports.is_empty() && empty.endpoints.is_empty());

@@ -1,12 +1,11 @@
 //! Tests of what this node serves.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::{
-    Backend, Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort, ThisNode,
-    TrafficPolicy,
+    Backend, Endpoint, EndpointPort, EndpointSlice, Hints, Protocol, Service, ServiceName, ServicePort,
+    ThisNode, TrafficPolicy,
 };
 
 mod frontends;
@@ -82,20 +81,21 @@ fn endpoint(words: &str) -> Endpoint {
         is_serving: false,
         is_terminating: false,
         node: Some("elsewhere".into()),
-        zones: BTreeSet::new(),
-        nodes: BTreeSet::new(),
+        hints: None,
     };
+    let mut hints = Hints::default();
     for word in words {
         match word {
             "ready" => (endpoint.is_ready, endpoint.is_serving) = (true, true),
             "serving" => endpoint.is_serving = true,
             "terminating" => endpoint.is_terminating = true,
             "here" => endpoint.node = Some(NODE.into()),
-            zone if zone.starts_with("zone-") => drop(endpoint.zones.insert(zone.into())),
-            node if node.starts_with("node-") => drop(endpoint.nodes.insert(node.into())),
+            zone if zone.starts_with("zone-") => drop(hints.zones.insert(zone.into())),
+            node if node.starts_with("node-") => drop(hints.nodes.insert(node.into())),
             unknown => panic!("{unknown}"),
         }
     }
+    endpoint.hints = hints.boxed();
     endpoint
 }
 

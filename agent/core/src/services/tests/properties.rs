@@ -22,9 +22,8 @@ fn some_endpoint() -> impl Strategy<Value = Endpoint> {
             is_ready,
             is_serving,
             is_terminating,
-            node,
-            zones,
-            nodes,
+            node: node.map(String::into_boxed_str),
+            hints: Hints { zones, nodes }.boxed(),
         },
     )
 }
@@ -173,8 +172,7 @@ proptest! {
         service in some_service(), mut slices in some_slices(), node in some_node(),
     ) {
         for endpoint in slices.iter_mut().flat_map(|slice| &mut slice.endpoints) {
-            endpoint.zones.clear();
-            endpoint.nodes.clear();
+            endpoint.hints = None;
             // A terminating endpoint may be the best one here and not elsewhere.
             endpoint.is_terminating = false;
         }

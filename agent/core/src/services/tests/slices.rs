@@ -109,7 +109,7 @@ fn endpoint_without_a_node_is_not_local() {
 }
 
 #[test]
-fn endpoints_that_serve_keep_their_flows() {
+fn endpoints_that_serve_keep_their_udp_flows() {
     let slice = slice(&[
         "1 ready zone-a",
         "2 serving terminating",
@@ -119,8 +119,13 @@ fn endpoints_that_serve_keep_their_flows() {
         "6 ready zone-b",
     ]);
     let node = ThisNode { zone: Some("zone-a".into()), ..node() };
-    let served = served_ports(&service(), &[&slice], &node).remove(0);
-    assert_eq!(sockets(&served.cluster), ["10.0.0.1:8080"]);
-    let wanted = [1, 2, 5, 6].map(|last| format!("10.0.0.{last}:8080"));
-    assert_eq!(sockets(&served.serving), wanted);
+    let served = |protocol| {
+        let service = Service { ports: vec![service_port("http", protocol, 80)], ..service() };
+        let slice = EndpointSlice { ports: vec![endpoint_port("http", protocol, 8080)], ..slice.clone() };
+        let served = served_ports(&service, &[&slice], &node).remove(0);
+        assert_eq!(sockets(&served.cluster), ["10.0.0.1:8080"]);
+        sockets(&served.serving)
+    };
+    assert_eq!(served(Protocol::Udp), [1, 2, 5, 6].map(|last| format!("10.0.0.{last}:8080")));
+    assert!(served(Protocol::Tcp).is_empty(), "TCP ends by itself");
 }

@@ -6,7 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use serde_json::Value;
 
 use super::super::super::{
-    Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Hints, Protocol, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 
 /// Returns the objects of a kind.
@@ -49,7 +49,7 @@ fn policy(value: &Value) -> TrafficPolicy {
 }
 
 fn name(namespace: &Value, name: &Value) -> ServiceName {
-    ServiceName { namespace: text(namespace), name: text(name) }
+    ServiceName { namespace: text(namespace).into(), name: text(name).into() }
 }
 
 pub fn services() -> Vec<Service> {
@@ -115,7 +115,6 @@ fn endpoint(value: &Value) -> Endpoint {
         is_serving: conditions["serving"].as_bool().unwrap_or(true),
         is_terminating: conditions["terminating"].as_bool().unwrap_or(false),
         node: value["nodeName"].as_str().map(Into::into),
-        zones: hints("forZones"),
-        nodes: hints("forNodes"),
+        hints: Hints { zones: hints("forZones"), nodes: hints("forNodes") }.boxed(),
     }
 }
