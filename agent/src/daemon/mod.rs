@@ -248,6 +248,9 @@ impl Daemon {
 
     async fn take(&mut self, event: Event) {
         let Self { state, pods, cluster, services, host, health, .. } = self;
+        if !matches!(event, Event::ServicesChanged(_)) {
+            services.forget_places();
+        }
         match event {
             // The plugin has given up, or is dead. It has removed its link, or the next ADD or the
             // sweep will.
@@ -274,6 +277,7 @@ impl Daemon {
                 state.has_services = true;
                 if services.serve(state, host, &changed).await {
                     let _ = host.reconcile(state, pods).await;
+                    services.forget_places();
                 }
             }
             Event::ServicesChanged(changes) => {
@@ -284,6 +288,7 @@ impl Daemon {
                 debug!(changed = changed.len(), services = services.len(), "services changed");
                 if services.serve(state, host, &changed).await {
                     let _ = host.reconcile(state, pods).await;
+                    services.forget_places();
                 }
             }
             Event::ServicesUnusable(reason) => {

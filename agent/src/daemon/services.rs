@@ -20,6 +20,10 @@ use crate::conditions::{Condition, ConditionName, Conditions, Severity};
 use crate::dataplane::stale_sockets::Wake;
 use crate::events::ServiceHealth;
 use crate::frontends::Snapshot;
+use crate::memory;
+
+/// The services whose operations are planned at once: a plan of 10,000 services takes 20 MB.
+const AT_ONCE: usize = 500;
 
 /// The services, and the slices of each.
 #[derive(Debug, Default)]
@@ -29,6 +33,9 @@ pub(super) struct Services {
     slices: BTreeMap<ServiceName, Vec<Arc<EndpointSlice>>>,
     /// The health checks of the services that have one.
     checks: Arc<BTreeMap<ServiceName, HealthCheck>>,
+    /// Where pods and nodes are: from one change of services to the next, unless anything else has
+    /// happened in between. It takes long to collect in a large cluster.
+    places: Option<Places>,
     health: watch::Sender<ServiceHealth>,
     /// Told of each change. Processes' sockets may have lost their backends.
     closer: Option<Wake>,
@@ -100,33 +107,58 @@ impl Services {
         upkeep: &mut Upkeep,
         changed: &BTreeSet<ServiceName>,
     ) -> bool {
+        let were_none = state.model.services.is_empty();
         let node = this_node(state);
-        let served: Vec<_> = changed.iter().map(|name| (name, self.served(name, &node))).collect();
+        let places = self.places.take().unwrap_or_else(|| Places::of(&state.model));
+        let changed: Vec<_> = changed.iter().collect();
+        for some in changed.chunks(AT_ONCE) {
+            self.serve_some(state, upkeep, some, &node, &places).await;
+        }
+        self.places = Some(places);
+        if let Some(closer) = &self.closer {
+            closer.wake();
+        }
+        if changed.len() > AT_ONCE {
+            memory::give_back();
+        }
+        let has_begun_or_ended = state.model.services.is_empty() != were_none;
+        has_begun_or_ended && state.model.own.is_some() && !state.model.service_networks.is_empty()
+    }
+
+    async fn serve_some(
+        &mut self,
+        state: &mut State,
+        upkeep: &mut Upkeep,
+        changed: &[&ServiceName],
+        node: &ThisNode,
+        places: &Places,
+    ) {
+        let served: Vec<_> = changed.iter().map(|name| (*name, self.served(name, node))).collect();
         let concerned = served
             .iter()
             .flat_map(|(name, ports)| state.model.services.concerned(name, ports.as_deref().unwrap_or(&[])));
         let concerned: BTreeSet<_> = concerned.collect();
         let names: Vec<_> = concerned.iter().collect();
-        let mut reached = desired(&state.model, Scope::Services(&names));
-        let were_none = state.model.services.is_empty();
+        let mut reached = desired(&state.model, Scope::Services(&names, places));
         for (name, ports) in served {
             state.model.services.set(name, ports);
         }
         // Before the first node list nobody knows which backends are pods. The agent compares
         // everything when it comes.
         if state.model.own.is_none() {
-            return false;
+            return;
         }
-        let want = desired(&state.model, Scope::Services(&names));
+        let want = desired(&state.model, Scope::Services(&names, places));
         let ops = plan(&want, &reached, Removals::Allowed);
         if let Err(error) = state.executor.run_all(ops, &mut reached).await {
             error!("could not apply the changes of {} services: {error}", changed.len());
             upkeep.unsettle();
         }
-        if let Some(closer) = &self.closer {
-            closer.wake();
-        }
-        state.model.services.is_empty() != were_none && !state.model.service_networks.is_empty()
+    }
+
+    /// Forgets where pods and nodes are. Call it when that may have changed.
+    pub(super) fn forget_places(&mut self) {
+        self.places = None;
     }
 
     /// Tells the closer of sockets of each change from now on.

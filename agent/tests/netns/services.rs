@@ -320,3 +320,24 @@ fn what_only_kube_proxy_can_serve_is_left_to_it() {
         assert_eq!(metric(lab.node(0), &format!("podwire_table_entries{{table=\"{table}\"}}")), "0");
     }
 }
+
+#[test]
+fn an_external_address_may_become_a_pods() {
+    let lab = lab(Mode::Vxlan);
+    let api = lab.api_server().unwrap();
+    let [pod, other] = ["pod", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
+    let [of_pod, of_other] = [&pod, &other].map(|pod| [&pod.addresses()[..1], &pod.addresses()[1..]]);
+    let mut web = object("web", service(0x34));
+    web["spec"]["externalIPs"] = json!(["10.244.99.5"]);
+    put_object(&lab, "web", web.clone(), of_pod, ENTRIES + OPEN_ENTRIES / 2);
+    put_object(&lab, "web", web.clone(), of_other, ENTRIES + OPEN_ENTRIES / 2);
+    let mut node = lab.node_list().unwrap()["items"][1].clone();
+    node["metadata"]["name"] = json!("node99");
+    node["spec"] = json!({ "podCIDR": "10.244.99.0/24", "podCIDRs": ["10.244.99.0/24"] });
+    node["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "10.200.0.99" }]);
+    api.put(node);
+    assert!(serves(lab.node(0), ENTRIES), "{}", lab.node(0).agent_log_tail(20));
+    // The agent decides the next change of the service by the nodes that there are now.
+    put_object(&lab, "web", web, of_pod, ENTRIES);
+    assert!(serves(lab.node(0), ENTRIES), "{}", lab.node(0).agent_log_tail(20));
+}

@@ -26,9 +26,10 @@ pub enum Scope<'a> {
     Endpoint(&'a Endpoint),
     /// The resources of these other nodes. They do not depend on nodes outside this list.
     Nodes(&'a [&'a Node]),
-    /// What these services require. It does not depend on services outside this list, if all are on
-    /// it that want the same address ([`crate::services::ServedServices::concerned`]).
-    Services(&'a [&'a ServiceName]),
+    /// What these services require, with [`Places::of`] the model. It does not depend on services
+    /// outside this list, if all are on it that want the same address
+    /// ([`crate::services::ServedServices::concerned`]).
+    Services(&'a [&'a ServiceName], &'a Places),
 }
 
 impl<'a> Scope<'a> {
@@ -36,7 +37,7 @@ impl<'a> Scope<'a> {
         match self {
             Self::All => model.endpoints.values().collect(),
             Self::Endpoint(endpoint) => vec![endpoint],
-            Self::Nodes(_) | Self::Services(_) => Vec::new(),
+            Self::Nodes(_) | Self::Services(..) => Vec::new(),
         }
     }
 
@@ -44,7 +45,7 @@ impl<'a> Scope<'a> {
         match self {
             Self::All => model.services.iter().collect(),
             Self::Endpoint(_) | Self::Nodes(_) => Vec::new(),
-            Self::Services(names) => {
+            Self::Services(names, _) => {
                 names.iter().filter_map(|name| model.services.get_key_value(name)).collect()
             }
         }
@@ -53,7 +54,7 @@ impl<'a> Scope<'a> {
     fn nodes(self, model: &'a Model) -> Vec<&'a Node> {
         match self {
             Self::All => model.remote.values().collect(),
-            Self::Endpoint(_) | Self::Services(_) => Vec::new(),
+            Self::Endpoint(_) | Self::Services(..) => Vec::new(),
             Self::Nodes(nodes) => nodes.to_vec(),
         }
     }

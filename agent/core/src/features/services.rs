@@ -25,12 +25,19 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     if services.is_empty() || !model.policies.is_empty() {
         return slice;
     }
-    let places = Places::of(model);
+    let all_places;
+    let places = match scope {
+        Scope::Services(_, places) => places,
+        _ => {
+            all_places = Places::of(model);
+            &all_places
+        }
+    };
     for (name, ports) in services {
         let mut addresses = BTreeMap::new();
         for port in ports {
             for frontend in &port.frontends {
-                let is_served = why_not(&model.services, &places, name, port, frontend).is_none();
+                let is_served = why_not(&model.services, places, name, port, frontend).is_none();
                 if is_served {
                     let flags = flags_of(model, name, frontend);
                     Clients::ALL.iter().for_each(|of| add(&mut slice, name, port, frontend, *of, flags));
