@@ -18,7 +18,6 @@ use super::host::links::renew_paths;
 use super::pods::Pods;
 use super::state::State;
 use crate::conditions::ConditionName;
-use crate::memory;
 
 /// Number of changes of one list that are logged one by one at level info.
 const TOLD: usize = 10;
@@ -191,7 +190,6 @@ impl NodeLists {
         if !is_applied {
             upkeep.ask_paths_again();
             is_applied = upkeep.reconcile(state, pods).await;
-            memory::give_back();
         }
         if is_applied {
             info!(nodes = state.model.remote.len() + 1, "node list applied");

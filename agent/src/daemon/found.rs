@@ -11,8 +11,8 @@ use crate::links::Filter;
 
 /// The state that the kernel was found to hold.
 pub(super) struct Found {
-    /// All entries of tables, all routes, and the wanted part of everything else.
-    /// [`Executor::find_only`] looks only for the wanted entries and routes. The agent does not
+    /// All entries of tables that are not as wanted, all routes, and the wanted part of everything
+    /// else. [`Executor::find_only`] looks only for the wanted entries and routes. The agent does not
     /// look for addresses, files and flows, but assumes that they are there.
     pub(super) have: Slice,
     /// Programs that are not attached where they belong.
@@ -48,12 +48,13 @@ impl Displaced {
 }
 
 impl Executor {
-    /// Looks for everything that is wanted, and for entries and routes that are not.
+    /// Looks for everything that is wanted, and for entries and routes that are not. Entries that are
+    /// as wanted are neither in the result nor, afterwards, in `want`: nothing is to be done with them.
     ///
     /// # Errors
     /// [`Error::Dataplane`].
-    pub(super) async fn find(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
-        let tables = self.dataplane.maps.contents()?;
+    pub(super) async fn find(&self, want: &mut Slice, host: &Host) -> Result<Found, Error> {
+        let tables = self.dataplane.maps.differences(&mut want.tables)?;
         let have = Slice { tables, routes: host.own_routes.clone(), ..assumed(want) };
         let mut found = self.find_on_links(want, have, host).await;
         // Ignore a link address that another tool has changed. The start of the agent and CHECK

@@ -13,7 +13,7 @@ use podwire_common::abi::{self, Count};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{self, Drop};
 use podwire_common::tables::{Owner, Share, Table};
-use podwire_core::change::Change;
+use podwire_core::change::{Change, Value as _};
 use podwire_core::slice::{Prefix, TableChange, Tables};
 
 use super::batch;
@@ -176,25 +176,41 @@ impl Maps {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn contents(&self) -> Result<Tables> {
-        let mut contents = Tables::default();
+        self.differences(&mut Tables::default())
+    }
+
+    /// Returns the entries of these tables that are not as wanted. Removes from `want` what is there
+    /// already, so that a large table is in memory only once.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn differences(&self, want: &mut Tables) -> Result<Tables> {
+        let mut found = Tables::default();
         macro_rules! read {
             ($($owner:ident {
                 $(#[doc = $doc:literal])+
                 $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
             })*) => { $(
+                let mut entries = 0;
                 let walk = batch::for_each(
                     self.$field.map().fd().as_fd(),
                     |key: &raw_key!($kind, $key), value: &$value| {
                         let key = *key;
-                        contents.$field.insert(key_from_map!($kind, key), *value);
+                        let key = key_from_map!($kind, key);
+                        entries += 1;
+                        if want.$field.get(&key).is_some_and(|wanted| wanted.keeping(value) == *value) {
+                            want.$field.remove(&key);
+                        } else {
+                            found.$field.insert(key, *value);
+                        }
                     },
                 );
                 walk.map_err(|error| map_error("read", names::$name)(error.into()))?;
-                self.entries[Table::$variant as usize].store(contents.$field.len(), Ordering::Relaxed);
+                self.entries[Table::$variant as usize].store(entries, Ordering::Relaxed);
             )* };
         }
         podwire_common::agent_tables!(read);
-        Ok(contents)
+        Ok(found)
     }
 
     /// Returns the entries of [`Self::contents`] with the keys of `wanted`.

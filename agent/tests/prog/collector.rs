@@ -1,12 +1,12 @@
 //! Aging: the entries of `TRANSLATIONS` that the agent removes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::Key;
 use podwire::dataplane::flows::Fill;
 use podwire::housekeeping;
 use podwire_common::abi::{
-    Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation, Vtep,
+    self, Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation, Vtep,
 };
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
@@ -15,7 +15,7 @@ use podwire_common::reason::Drop;
 use podwire_common::tables::Table;
 use podwire_core::change::Change;
 use podwire_core::model::Mode;
-use podwire_core::slice::TableChange;
+use podwire_core::slice::{Prefix, TableChange, Tables};
 
 use crate::fixture::*;
 use crate::packets::*;
@@ -133,6 +133,28 @@ macro_rules! keys_of {
     ($kind:ident, $map:expr) => {
         Some($map.keys().map(Result::unwrap).count())
     };
+}
+
+#[test]
+fn differences_are_entries_that_are_not_as_wanted() {
+    let node = Fixture::new(Mode::Vxlan);
+    let maps = &node.loaded.maps;
+    let all = maps.contents().unwrap();
+    let mut want = all.clone();
+    assert_eq!(maps.differences(&mut want).unwrap(), Tables::default());
+    assert_eq!(want, Tables::default());
+
+    let mut want = all.clone();
+    let surplus = want.nodes.pop_first().unwrap();
+    let (other, entry) = want.nodes.pop_last().unwrap();
+    let changed = abi::Node { mtu: entry.mtu + 1, ..entry };
+    let missing = Prefix { address: Addr::from_v4([10, 99, 0, 0]), bits: 128 };
+    let wanted = BTreeMap::from([(other, changed), (missing, entry)]);
+    want.nodes.extend(wanted.clone());
+    let found = maps.differences(&mut want).unwrap();
+    let nodes = BTreeMap::from([surplus, (other, entry)]);
+    assert_eq!(found, Tables { nodes, ..Tables::default() });
+    assert_eq!(want, Tables { nodes: wanted, ..Tables::default() });
 }
 
 #[test]

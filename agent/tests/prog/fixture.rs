@@ -242,9 +242,9 @@ impl Fixture {
     /// Writes the map entries that follow from the model, as the agent does.
     pub fn fill(&mut self) {
         let tables = |tables| Slice { tables, ..Slice::default() };
-        let want = tables(desired(&self.model, Scope::All).tables);
-        let have = tables(self.loaded.maps.contents().unwrap());
-        for op in plan(&want, &have, Removals::Allowed) {
+        let mut want = desired(&self.model, Scope::All).tables;
+        let have = tables(self.loaded.maps.differences(&mut want).unwrap());
+        for op in plan(&tables(want), &have, Removals::Allowed) {
             let Op::Table(change) = op else { continue };
             self.loaded.maps.apply(&change).unwrap();
         }

@@ -22,6 +22,7 @@ use crate::daemon::state::State;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
 use crate::events::Repair;
+use crate::memory;
 
 /// Age at which the agent asks for the paths again if the kernel has reported any change. A change
 /// of policy routing is not in the lists of links, addresses and routes that it compares.
@@ -66,6 +67,7 @@ impl Upkeep {
         let begun = Instant::now();
         let failed = self.try_reconcile(state, pods).await.err().map(|error| error.to_string());
         state.durations.note_reconcile(failed.is_none(), begun.elapsed());
+        memory::give_back();
         match &failed {
             None => state.conditions.clear(ConditionName::NotSetUp),
             // Nothing was served before, so this failure is the reason why nothing is served now.
@@ -129,7 +131,7 @@ impl Upkeep {
         }
         let mut want = desired(&state.model, Scope::All);
         name_as_they_are(&mut want, host);
-        let Found { have, displaced, unknown } = state.executor.find(&want, host).await?;
+        let Found { have, displaced, unknown } = state.executor.find(&mut want, host).await?;
         for (_, uplink) in want.programs.iter().filter(|(index, _)| have.programs.contains_key(index)) {
             state.conditions.clear_for(ConditionName::UplinkObstructed, &uplink.device);
             state.conditions.clear_for(ConditionName::LinkObstructed, &uplink.device);
