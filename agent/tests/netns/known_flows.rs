@@ -15,6 +15,7 @@ use xtask::lab::frames::{self, Capture};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod, traffic};
 
 use crate::check::{Counted, drops};
+use crate::commands::rows;
 use crate::headers::Ip;
 use crate::host_ports::mappings;
 use crate::icmp_errors::frame;
@@ -22,6 +23,7 @@ use crate::packets::{self, Packet, Vxlan};
 use crate::packets6::{Extension, Packet6};
 use crate::refused::{OTHER_MAC, Row, refused};
 use crate::service::service;
+use crate::services::{self, ENTRIES, POD_PORT, SERVICE_PORT};
 use crate::sockets::{UdpSocket, udp, wait_until};
 use crate::{FAMILIES, Place as _, dumped, ip_tables, v4, v6, world_end};
 
@@ -235,7 +237,11 @@ fn check_unusual(pair: &Pair, family: usize, (ns, address): (&Ns, IpAddr)) {
     let (pod, client, mode) = (&pair.pod, &pair.clients[family], pair.lab.mode());
     let to = SocketAddr::new(address, SERVER + 1);
     let server = udp(ns, to);
-    let known = || (0..3).for_each(|_| exchange(client, &server, to, &format!("{mode:?} {to}")));
+    let known = || {
+        for _ in 0..3 {
+            exchange(client, &server, to, &format!("{mode:?} {to}"));
+        }
+    };
     let sends = |how| unusual(pod, address, how);
     known();
     let capture = Capture::start(pod, "eth0").unwrap();
@@ -500,9 +506,50 @@ fn knows(node: &Node, address: IpAddr) -> bool {
     node.map_dump(maps::NODES).unwrap().to_string().contains(&dumped(address))
 }
 
-/// Exchanges a question and its answer, each sent once.
+/// The answers of a service's backend on another node are known, too.
+#[test]
+fn answers_of_services_end_with_what_they_depend_on() {
+    const ASKED: [&str; 2] = ["10.244.1.88/24", "fd00:10:244:1::88/64"];
+    const LAST: u8 = 0x52;
+    for (mode, way) in [(Mode::Vxlan, "tunnel-in"), (Mode::Direct, "direct-in")] {
+        let lab = services::lab(mode);
+        let here = lab.node(0);
+        let backends = ["first", "second"].map(|name| lab.node(1).add_pod(name).unwrap());
+        let servers = backends.each_ref().map(|pod| udp(pod, (pod.addresses()[0], POD_PORT)));
+        let at = SocketAddr::new(service(LAST)[0], SERVICE_PORT);
+        let knows = |backend: &Pod| {
+            let is_answer = |row: &Value| {
+                let ends = [&row["source"]["address"], &row["translated_source"]["address"]];
+                row["kind"] == "known"
+                    && row["way"] == way
+                    && ends == [&json!(backend.addresses()[0]), &json!(at.ip())]
+            };
+            rows(here, &["flows", "--protocol", "udp"]).iter().any(is_answer)
+        };
+        let mut late: Vec<(usize, SocketAddr)> = Vec::new();
+        for name in ["one", "two"] {
+            let client = here.add_pod_with(name, &json!({ "ips": ASKED })).unwrap();
+            let asks = udp(&client, (client.addresses()[0], CLIENT));
+            for (number, (backend, server)) in backends.iter().zip(&servers).enumerate() {
+                services::put(&lab, "web", LAST, &[backend], ENTRIES);
+                let what = format!("{mode:?}, {name}, {}", backend.addresses()[0]);
+                let peers: Vec<_> = (0..4).map(|_| exchange(&asks, server, at, &what)).collect();
+                assert!(knows(backend), "{what}");
+                // Answers that come too late are no service's: the next one is that to the question.
+                for (other, peer) in late.iter().filter(|(other, _)| *other != number) {
+                    servers[*other].send_to(b"late", peer).unwrap();
+                }
+                exchange(&asks, server, at, &what);
+                late.push((number, peers[0]));
+            }
+            client.delete().unwrap();
+        }
+    }
+}
+
+/// Exchanges a question and its answer, each sent once. Returns the client as the server sees it.
 #[track_caller]
-fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) {
+fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> SocketAddr {
     client.send_to(what.as_bytes(), to).unwrap();
     let mut buffer = vec![0; 65536];
     let received = server.recv_from(&mut buffer);
@@ -512,4 +559,5 @@ fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) 
     let received = client.recv_from(&mut buffer);
     let (length, from) = received.unwrap_or_else(|error| panic!("{what}: the answer: {error}"));
     assert_eq!((&buffer[..length], from), (what.as_bytes(), to));
+    peer
 }

@@ -32,12 +32,17 @@ enum Concerns {
     Neighbours,
     OfNode2,
     OfWorld,
+    OfService,
 }
 
 impl Concerns {
-    fn includes(self, kind: Kind) -> bool {
-        let (is_local, is_world) = (kind == Kind::Local, matches!(kind, Kind::WorldOut | Kind::WorldIn));
+    fn includes<A: Address>(self, trial: &Trial<A>) -> bool {
+        let kind = trial.way.kind;
+        let is_local = matches!(kind, Kind::Local | Kind::ServiceLocal);
+        let is_world = matches!(kind, Kind::WorldOut | Kind::WorldIn);
         match self {
+            // Nothing ends a TCP connection but its own packets.
+            Self::OfService => kind.is_served() && !trial.is_tcp(),
             Self::Nobody => false,
             Self::Everybody => true,
             Self::Neighbours => is_local,
@@ -54,9 +59,10 @@ fn a_change_ends_the_known_flows_that_it_concerns() {
 }
 
 fn check_changes<A: Address>(trial: &mut Trial<A>) {
-    for (what, changes, concerns) in changes::<A>(&trial.node) {
+    let changes = changes::<A>(&trial.node).into_iter().chain(changes_of_services(&trial.node));
+    for (what, changes, concerns) in changes {
         let what = format!("{}: {what}", trial.what());
-        let is_concerned = concerns.includes(trial.way.kind);
+        let is_concerned = concerns.includes(trial);
         // A known flow may expire at the same moment.
         let attempts = if is_concerned { 1 } else { ATTEMPTS };
         let is_followed = (0..attempts).any(|_| is_followed_after(trial, &changes, &what));
@@ -172,6 +178,21 @@ fn changes<A: Address>(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, C
     ]
 }
 
+/// Returns changes of services that the node has.
+fn changes_of_services(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
+    let now = desired(&node.model, Scope::All).tables;
+    let services = now.services.iter();
+    let entries = services
+        .map(|(key, value)| Change { key: *key, before: Some(*value), now: Some(*value) })
+        .map(TableChange::Services);
+    let ended = now.serving.iter().map(|(key, value)| Change { key: *key, before: Some(*value), now: None });
+    let ended = ended.map(TableChange::Serving);
+    vec![
+        ("the services' entries", entries.collect(), Concerns::OfService),
+        ("backends no longer serve", ended.collect(), Concerns::OfService),
+    ]
+}
+
 /// The agent writes a table while the program judges a packet, so the program's verdict is stale.
 #[test]
 fn what_changes_while_a_flow_is_learnt_ends_it() {
@@ -207,8 +228,7 @@ fn a_record_made_while_a_flow_is_learnt_ends_it() {
 }
 
 fn check_records<A: Address>(trial: &mut Trial<A>) {
-    let is_world = matches!(trial.way.kind, Kind::WorldOut | Kind::WorldIn);
-    let event = if is_world { Moment::TRANSLATION_GONE } else { Moment::STACK_FLOW };
+    let event = if trial.way.kind.is_translated() { Moment::TRANSLATION_GONE } else { Moment::STACK_FLOW };
     let write = Moment { event, flow: trial.flow, ..Moment::QUIET };
     for moment in 0..MOMENTS {
         let plain = trial.sent(&trial.plain);

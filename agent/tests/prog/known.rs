@@ -18,7 +18,7 @@ use crate::fixture6::{NODE3_6, STRANGER6, dual};
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, over_ipv6, syn};
 use crate::packets::*;
 use crate::packets6::{Extension, Packet6};
-use crate::trial::{Kind, Sent, Trial};
+use crate::trial::{BACKEND, Kind, SERVED, SERVICE_PORTS, Sent, Trial};
 
 #[test]
 fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
@@ -39,7 +39,7 @@ fn check_variations<A: Address>(trial: &mut Trial<A>) {
     if trial.is_tcp() {
         // A test run cannot set a segment's type. Without one the kernel refuses to grow the
         // headers.
-        if trial.way.kind != Kind::TunnelOut {
+        if !trial.way.kind.leaves_in_tunnel() {
             packets.push(("a large segment", trial.large_segment()));
         }
     } else {
@@ -61,6 +61,8 @@ fn what_is_remembered_of_a_flow() {
     Trial::<Ipv4Addr>::each(check_entry);
     Trial::<Ipv6Addr>::each(check_entry);
 }
+
+const REWRITES_BOTH: u8 = abi::FLOW_REWRITES_SOURCE | abi::FLOW_REWRITES_DESTINATION;
 
 fn check_entry<A: Address>(trial: &mut Trial<A>) {
     let mac = |bytes| Mac { bytes };
@@ -100,6 +102,21 @@ fn check_entry<A: Address>(trial: &mut Trial<A>) {
         leaves: abi::LEAVES_INTO_POD,
         macs: Macs { destination: mac(POD_A_MAC), source: mac(HOST_A_MAC) },
         ..nothing
+    };
+    let served = KnownFlow {
+        flags: abi::FLOW_OF_SENDER | REWRITES_BOTH,
+        source: A::Stored::of(&A::POD_A.into()),
+        source_port: Be16::new(SERVED),
+        destination_port: Be16::new(BACKEND),
+        ..nothing
+    };
+    let answer = KnownFlow {
+        flags: abi::FLOW_OF_SENDER | REWRITES_BOTH,
+        source: A::Stored::of(&A::SERVICE.into()),
+        source_port: Be16::new(SERVICE_PORTS[0]),
+        destination: A::Stored::of(&A::POD_A.into()),
+        destination_port: Be16::new(CLIENT),
+        ..to_a
     };
     let expected = match trial.way.kind {
         Kind::Local => KnownFlow {
@@ -149,6 +166,36 @@ fn check_entry<A: Address>(trial: &mut Trial<A>) {
             path: path(Path::SnatIn),
             ..to_a
         },
+        Kind::ServiceLocal => KnownFlow {
+            to: pod_b,
+            leaves: abi::LEAVES_INTO_POD,
+            macs: Macs { destination: mac(POD_B_MAC), source: mac(HOST_B_MAC) },
+            path: path(Path::Local),
+            destination: A::Stored::of(&A::POD_B.into()),
+            ..served
+        },
+        Kind::ServiceOut => KnownFlow {
+            leaves: abi::LEAVES_IN_TUNNEL,
+            next_hop: next_hop(trial.tunnel().1),
+            mtu: trial.tunnel_mtu(),
+            path: path(Path::TunnelOut),
+            tunnel: Tunnel {
+                here: trial.tunnel().0,
+                there: trial.tunnel().1,
+                source_port: flow.tunnel_source_port(),
+                inner_mac: mac(INNER_DESTINATION_MAC),
+            },
+            destination: A::Stored::of(&A::REMOTE_POD.into()),
+            ..served
+        },
+        Kind::ServiceDirectIn => KnownFlow { path: path(Path::DirectIn), ..answer },
+        Kind::ServiceIn => KnownFlow {
+            sender_mac: mac(INNER_SOURCE_MAC),
+            flags: abi::FLOW_IN_TUNNEL | REWRITES_BOTH,
+            path: path(Path::TunnelIn),
+            tunnel: Tunnel { there: trial.tunnel().1, ..Tunnel::NONE },
+            ..answer
+        },
     };
     assert_eq!(entry, expected, "{}", trial.what());
 }
@@ -180,7 +227,7 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
             others.push((what, trial.varied(flagged)));
         }
     }
-    if kind != Kind::TunnelIn {
+    if !kind.comes_in_tunnel() {
         let with = |at: usize, bytes: &[u8]| {
             let mut sent = trial.varied(|_| ());
             sent.frame[at..][..bytes.len()].copy_from_slice(bytes);
@@ -191,11 +238,11 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
         others.push(("a length that ends within its headers", with(at, &(length + 7).to_be_bytes())));
         others.push(("a length beyond the frame", with(at, &u16::MAX.to_be_bytes())));
     }
-    if trial.way.program == FROM_POD || kind == Kind::DirectIn {
+    if trial.way.program == FROM_POD || matches!(kind, Kind::DirectIn | Kind::ServiceDirectIn) {
         let other_mac = |fields: Fields<'_, A>| *fields.source_mac = STRANGER_MAC;
         others.push(("another link address", trial.varied(other_mac)));
     }
-    if matches!(kind, Kind::TunnelOut | Kind::DirectOut | Kind::WorldOut | Kind::WorldIn) {
+    if kind.leaves_in_tunnel() || matches!(kind, Kind::DirectOut | Kind::WorldOut | Kind::WorldIn) {
         let mtu = match kind {
             Kind::DirectOut | Kind::WorldOut => 1500,
             _ => trial.tunnel_mtu(),
@@ -206,10 +253,10 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
         let segments = Sent { segment: large as u32, ..trial.large_segment() };
         others.push(("segments larger than the path takes", segments));
     }
-    if kind == Kind::TunnelOut {
+    if kind.leaves_in_tunnel() {
         others.push(("what the kernel does not encapsulate", trial.large_segment()));
     }
-    if kind == Kind::TunnelIn {
+    if kind.comes_in_tunnel() {
         let inner = trial.plain.build();
         let outers = match trial.way.over {
             Family::V4 => outers(&inner),

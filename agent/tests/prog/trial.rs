@@ -4,19 +4,21 @@
 use std::borrow::Borrow as _;
 
 use podwire_common::abi::{self, Flow};
-use podwire_common::addr::{Addr, Mac};
-use podwire_common::epoch::{self, FLOW_SLOTS};
+use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::epoch::{self, ALL_FLOWS, FLOW_SLOTS};
 use podwire_common::flow::{FlowAddr as _, protocol};
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_core::model::{Family, Mode, NodeLink, Role};
+use podwire_core::services::Protocol;
 
 use crate::family::{Address, Fields, IpPacket as _, Known, can_leave_tunnel};
 use crate::fixture::*;
 use crate::fixture6::{NODE1_6, NODE2_6, STRANGER6, make_dual};
-use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, over_ipv6, tunnelled};
+use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, over_ipv6, syn, tunnelled};
 use crate::packets::*;
-use crate::pool::Loaded;
+use crate::pool::{Loaded, empty_shares};
+use crate::services::{port, put};
 
 /// A link address that shows that a program followed a falsified entry.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
@@ -35,6 +37,36 @@ pub enum Kind {
     DirectIn,
     TunnelIn,
     WorldIn,
+    /// To a service's backend on this node.
+    ServiceLocal,
+    /// To a service's backend on another node.
+    ServiceOut,
+    /// From there, by direct routing.
+    ServiceDirectIn,
+    /// From there, by the tunnel.
+    ServiceIn,
+}
+
+impl Kind {
+    /// Returns whether the programs know such flows only if they serve services.
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::ServiceLocal | Self::ServiceOut | Self::ServiceDirectIn | Self::ServiceIn)
+    }
+
+    /// Returns whether the flow has a translation.
+    pub fn is_translated(self) -> bool {
+        self.is_served() || matches!(self, Self::WorldOut | Self::WorldIn)
+    }
+
+    /// Returns whether its packets come in the tunnel.
+    pub fn comes_in_tunnel(self) -> bool {
+        matches!(self, Self::TunnelIn | Self::ServiceIn)
+    }
+
+    /// Returns whether its packets leave in the tunnel.
+    pub fn leaves_in_tunnel(self) -> bool {
+        matches!(self, Self::TunnelOut | Self::ServiceOut)
+    }
 }
 
 /// A way past the host stack.
@@ -51,13 +83,28 @@ pub struct Way<A: Address> {
     pub over: Family,
 }
 
-/// Modes with the family of the tunnel.
-const SETTINGS: [(Mode, Family); 3] =
-    [(Mode::Vxlan, Family::V4), (Mode::Vxlan, Family::V6), (Mode::Direct, Family::V4)];
+/// Ports of a service with a backend on node 2, and of one with pod B as its backend.
+pub const SERVICE_PORTS: [u16; 2] = [80, 81];
+/// The backends' port.
+pub const BACKEND: u16 = 8080;
+/// The port of pod A's flows to a service that a backend sees in place of [`CLIENT`].
+pub const SERVED: u16 = 8256;
 
-/// Returns the ways of a mode. A tunnel of IPv6 has known flows of IPv6 only.
-fn ways<A: Address>(mode: Mode, over: Family) -> impl Iterator<Item = Way<A>> {
+/// Modes with the family of the tunnel, and whether the programs serve services.
+const SETTINGS: [(Mode, Family, bool); 5] = [
+    (Mode::Vxlan, Family::V4, false),
+    (Mode::Vxlan, Family::V6, false),
+    (Mode::Direct, Family::V4, false),
+    (Mode::Vxlan, Family::V4, true),
+    (Mode::Direct, Family::V4, true),
+];
+
+/// Returns the ways of a mode. A tunnel of IPv6 has known flows of IPv6 only, and services have known
+/// flows of IPv4 only.
+fn ways<A: Address>(mode: Mode, over: Family, services: bool) -> impl Iterator<Item = Way<A>> {
     let is_there = move |way: &Way<A>| match (way.kind, over) {
+        (kind, _) if kind.is_served() != services => false,
+        (kind, _) if kind.is_served() => A::either(true, false),
         (Kind::TunnelIn, Family::V4) => can_leave_tunnel::<A>(),
         (Kind::TunnelOut | Kind::TunnelIn, Family::V6) => A::either(false, true),
         (_, over) => over == Family::V4,
@@ -69,7 +116,7 @@ fn ways<A: Address>(mode: Mode, over: Family) -> impl Iterator<Item = Way<A>> {
 }
 
 /// Returns one way of each kind.
-fn all_ways<A: Address>() -> [Way<A>; 7] {
+fn all_ways<A: Address>() -> [Way<A>; 11] {
     let way = |what, mode, program, kind, packet: fn(Transport) -> A::Packet| Way {
         what,
         mode,
@@ -96,6 +143,31 @@ fn all_ways<A: Address>() -> [Way<A>; 7] {
             ports: (SERVER, TRANSLATED),
             ..way("from the world", vxlan, FROM_UPLINK, Kind::WorldIn, |transport| {
                 arriving(A::WORLD, A::NODE1, transport)
+            })
+        },
+        Way {
+            ports: (CLIENT, SERVICE_PORTS[1]),
+            ..way("to a service, same node", vxlan, FROM_POD, Kind::ServiceLocal, |transport| {
+                from_a(A::SERVICE, transport)
+            })
+        },
+        Way {
+            ports: (CLIENT, SERVICE_PORTS[0]),
+            ..way("to a service, tunnel out", vxlan, FROM_POD, Kind::ServiceOut, |transport| {
+                from_a(A::SERVICE, transport)
+            })
+        },
+        Way {
+            ports: (BACKEND, SERVED),
+            ..way("from a service, direct in", direct, FROM_UPLINK, Kind::ServiceDirectIn, |transport| {
+                arriving(A::REMOTE_POD, A::POD_A, transport)
+            })
+        },
+        Way {
+            ports: (BACKEND, SERVED),
+            ..way("from a service, tunnel in", vxlan, FROM_UPLINK, Kind::ServiceIn, |transport| {
+                A::Packet::new(A::REMOTE_POD, A::POD_A, transport)
+                    .on_link(INNER_DESTINATION_MAC, INNER_SOURCE_MAC)
             })
         },
     ]
@@ -131,11 +203,12 @@ impl<A: Address> Trial<A> {
 
     /// Like [`Self::each`], with another build of the programs.
     pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
-        for (mode, over) in SETTINGS {
-            if ways::<A>(mode, over).next().is_none() {
+        for (mode, over, services) in SETTINGS {
+            if ways::<A>(mode, over, services).next().is_none() {
                 continue;
             }
-            let mut node = Fixture::with_programs(mode, &load);
+            let with = |config: &abi::Config| load(&abi::Config { services: services.into(), ..*config });
+            let mut node = Fixture::with_programs(mode, with);
             make_dual(&mut node);
             node.model.tunnel_family = over;
             let addresses = vec![NODE1.into(), NODE1_6.into()];
@@ -148,8 +221,11 @@ impl<A: Address> Trial<A> {
                 is_bare: false,
             });
             node.fill();
+            if services {
+                serve::<A>(&mut node);
+            }
             for transport in [ack, udp] {
-                for way in ways(mode, over) {
+                for way in ways(mode, over, services) {
                     let mut trial = Self::new(node, way, transport);
                     action(&mut trial);
                     node = trial.node;
@@ -206,8 +282,8 @@ impl<A: Address> Trial<A> {
     pub fn sent(&self, packet: &A::Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
         let frame = match (self.way.kind, self.way.over) {
-            (Kind::TunnelIn, Family::V4) => tunnelled(packet),
-            (Kind::TunnelIn, Family::V6) => over_ipv6(&packet.build()).build(),
+            (kind, Family::V4) if kind.comes_in_tunnel() => tunnelled(packet),
+            (kind, Family::V6) if kind.comes_in_tunnel() => over_ipv6(&packet.build()).build(),
             _ => packet.build(),
         };
         Sent { link, frame, segment: 0 }
@@ -235,10 +311,30 @@ impl<A: Address> Trial<A> {
     /// Returns what the stages make of a packet when nothing is known.
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
-        if matches!(self.way.kind, Kind::WorldOut | Kind::WorldIn) {
-            self.node.translate::<A>(self.flow.protocol);
+        match self.way.kind {
+            Kind::WorldOut | Kind::WorldIn => self.node.translate::<A>(self.flow.protocol),
+            kind if kind.is_served() => self.translate_served(),
+            _ => {}
         }
         self.see(sent)
+    }
+
+    /// Lets pod A's flow to the service be answered, and be worth an entry both ways.
+    fn translate_served(&mut self) {
+        let port = self.service_port();
+        let asked = flow_of(A::POD_A, A::SERVICE, (CLIENT, port), self.flow.protocol);
+        if self.node.translations().len() != 2 || !self.node.translations().contains_key(&asked) {
+            self.node.forget_recorded();
+            empty_shares(&mut self.node.loaded.maps);
+            let transport = if self.is_tcp() { syn(CLIENT, port) } else { udp(CLIENT, port) };
+            self.node.run(FROM_POD, self.node.pod_a, &from_a(A::SERVICE, transport).build(), 0);
+        }
+        let halves = self.node.translations();
+        assert_eq!(halves.len(), 2, "{}", self.what());
+        for (flow, half) in halves {
+            let half = abi::Translation { is_long: 1, state: abi::STATE_REPLIED, ..half };
+            self.node.loaded.maps.translations.insert(flow, half, 0).unwrap();
+        }
     }
 
     /// Returns what the program makes of a packet after a change of the known flow. The entry still
@@ -276,7 +372,30 @@ impl<A: Address> Trial<A> {
             Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &A::WORLD.into()),
             Kind::DirectOut | Kind::DirectIn => epoch::with_node(1, &A::NODE2.into(), &A::REMOTE_POD.into()),
             Kind::TunnelOut | Kind::TunnelIn => epoch::with_node(1, &self.tunnel().1, &A::REMOTE_POD.into()),
+            Kind::ServiceLocal => epoch::of_service(epoch::of_neighbours(1, 2), self.service_slot()),
+            Kind::ServiceOut | Kind::ServiceDirectIn | Kind::ServiceIn => {
+                let slots = epoch::with_node(1, &A::NODE2.into(), &A::REMOTE_POD.into());
+                epoch::of_service(slots, self.service_slot())
+            }
         }
+    }
+
+    fn service_port(&self) -> u16 {
+        SERVICE_PORTS[usize::from(self.way.kind == Kind::ServiceLocal)]
+    }
+
+    /// Returns the slot of `EPOCHS` for the service of the flow. Only flows of UDP depend on it.
+    fn service_slot(&self) -> u16 {
+        if self.is_tcp() {
+            return ALL_FLOWS;
+        }
+        let key = abi::Frontend {
+            address: A::SERVICE.into(),
+            port: Be16::new(self.service_port()),
+            protocol: protocol::UDP,
+            clients: abi::CLIENTS_INSIDE,
+        };
+        epoch::service(self.node.loaded.maps.services.get(&key, 0).unwrap().id)
     }
 
     /// Returns the flow's entry, whether it counts or not.
@@ -290,6 +409,20 @@ impl<A: Address> Trial<A> {
         change(&mut known);
         A::insert_known(&mut self.node.loaded.maps, A::Stored::key(&self.flow).borrow(), known);
     }
+}
+
+/// Gives a node the services of [`SERVICE_PORTS`], with both protocols.
+fn serve<A: Address>(node: &mut Fixture) {
+    let of = |protocol| {
+        SERVICE_PORTS.into_iter().zip([REMOTE_POD, POD_B]).map(move |(number, backend)| {
+            let mut port = port(protocol, &[backend], &[]);
+            port.name = number.to_string();
+            (port.frontends[0].address, port.frontends[0].port) =
+                (A::SERVICE.into(), number.try_into().unwrap());
+            port
+        })
+    };
+    put(node, of(Protocol::Tcp).chain(of(Protocol::Udp)).collect());
 }
 
 /// Falsifies an entry, so that a program that follows it writes what it would never write

@@ -200,8 +200,8 @@ pub trait Ip: Copy {
         destination: Self::FlowAddr,
         port: Be16,
     ) -> Result<(), Drop>;
-    /// Gives a plain TCP or UDP packet another source, and another port of the destination. In the
-    /// frame it changes only the transport header; the caller stores the IP header.
+    /// Gives a plain TCP or UDP packet another source and other ports: in the IP header in memory,
+    /// and in the transport checksum of the frame. The caller stores the rest.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`].
@@ -211,7 +211,7 @@ pub trait Ip: Copy {
         source: Self::FlowAddr,
         ports: [Be16; 2],
     ) -> Result<(), Drop>;
-    /// Gives a plain TCP or UDP packet another destination, and another port of the source. See
+    /// Gives a plain TCP or UDP packet another destination and other ports. See
     /// [`Self::set_source`].
     ///
     /// # Errors
@@ -222,6 +222,12 @@ pub trait Ip: Copy {
         destination: Self::FlowAddr,
         ports: [Be16; 2],
     ) -> Result<(), Drop>;
+    /// Stores a plain packet's headers as they are in memory, and its ports, in a frame that starts
+    /// at 0.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn store_front(ctx: &TcContext, packet: &Parsed<Self>, ports: [Be16; 2]) -> Result<(), Drop>;
 }
 
 /// An ICMP error that a program sends about a packet.

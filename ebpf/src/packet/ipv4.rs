@@ -314,7 +314,7 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn set_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, ports: [Be16; 2]) -> Result<(), Drop> {
         let old = packet.headers.ip.source;
-        rewrite::set_ends(ctx, packet, Self::change(&old, &source.bytes), ports)?;
+        rewrite::update_transport(ctx, packet, Self::change(&old, &source.bytes), ports)?;
         packet.headers.ip.source = source.bytes;
         packet.headers.ip.replace_address_in_checksum(old, source.bytes);
         Ok(())
@@ -328,10 +328,15 @@ impl Ip for Ipv4 {
         ports: [Be16; 2],
     ) -> Result<(), Drop> {
         let old = packet.headers.ip.destination;
-        rewrite::set_ends(ctx, packet, Self::change(&old, &destination.bytes), ports)?;
+        rewrite::update_transport(ctx, packet, Self::change(&old, &destination.bytes), ports)?;
         packet.headers.ip.destination = destination.bytes;
         packet.headers.ip.replace_address_in_checksum(old, destination.bytes);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn store_front(ctx: &TcContext, packet: &Parsed, ports: [Be16; 2]) -> Result<(), Drop> {
+        rewrite::store_front(ctx, packet, ports)
     }
 }
 

@@ -373,7 +373,12 @@ impl Ip for Ipv6 {
         source: Addr,
         ports: [Be16; 2],
     ) -> Result<(), Drop> {
-        rewrite::set_ends(ctx, packet, Self::change(&packet.headers.ip.source, &source.bytes), ports)?;
+        rewrite::update_transport(
+            ctx,
+            packet,
+            Self::change(&packet.headers.ip.source, &source.bytes),
+            ports,
+        )?;
         packet.headers.ip.source = source.bytes;
         Ok(())
     }
@@ -386,9 +391,14 @@ impl Ip for Ipv6 {
         ports: [Be16; 2],
     ) -> Result<(), Drop> {
         let change = Self::change(&packet.headers.ip.destination, &destination.bytes);
-        rewrite::set_ends(ctx, packet, change, ports)?;
+        rewrite::update_transport(ctx, packet, change, ports)?;
         packet.headers.ip.destination = destination.bytes;
         Ok(())
+    }
+
+    #[inline(always)]
+    fn store_front(ctx: &TcContext, packet: &Parsed<Self>, ports: [Be16; 2]) -> Result<(), Drop> {
+        rewrite::store_front6(ctx, packet, ports)
     }
 }
 

@@ -118,10 +118,10 @@ pub(super) fn readdress_transport(
     }
 }
 
-/// Writes both ports of a plain TCP or UDP packet, and updates its checksum for them and for an
-/// address. `change`: see [`Ip::change`].
+/// Updates the transport checksum of a plain TCP or UDP packet for other ports and for an address.
+/// `change`: see [`Ip::change`].
 #[inline(always)]
-pub(super) fn set_ends<I: Ip>(
+pub(super) fn update_transport<I: Ip>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     change: (u64, u64, u32),
@@ -137,17 +137,30 @@ pub(super) fn set_ends<I: Ip>(
     };
     let old = word([packet.flow.source_port, packet.flow.destination_port]);
     let (checksum_at, flags) = checksum;
-    replace_l4(ctx, checksum_at, old.into(), word(ports).into(), flags | 4)?;
-    ctx.store_at(packet.transport_offset(), &ports)
+    replace_l4(ctx, checksum_at, old.into(), word(ports).into(), flags | 4)
 }
 
-/// Writes the destination of the IP header in memory into the frame.
-///
-/// # Errors
-/// [`Drop::RewriteFailed`].
+/// The front of a frame up to the ports, which follow the IP header at once.
+#[repr(C)]
+struct Front {
+    headers: Headers,
+    ports: [Be16; 2],
+}
+
+// No padding: it would be stored too.
+const _: () = assert!(size_of::<Front>() == 38);
+
+/// Stores the headers and the ports of a plain packet in a frame that starts at 0.
 #[inline(always)]
-pub fn store_destination<I: Ip>(ctx: &TcContext, headers: &Headers<I>) -> Result<(), Drop> {
-    store_in_header::<I, _>(ctx, IP + I::DESTINATION, headers.ip.raw_destination())
+pub(super) fn store_front(ctx: &TcContext, packet: &Parsed, ports: [Be16; 2]) -> Result<(), Drop> {
+    ctx.store_at(0, &Front { headers: packet.headers, ports })
+}
+
+/// Does the same as [`store_front`] for IPv6: see [`store_in_parts`].
+#[inline(always)]
+pub(super) fn store_front6(ctx: &TcContext, packet: &Parsed<Ipv6>, ports: [Be16; 2]) -> Result<(), Drop> {
+    store_in_parts(ctx, &packet.headers)?;
+    ctx.store_at(packet.transport_offset(), &ports)
 }
 
 /// Stores the headers of a frame that starts at 0: link header and IP header apart. A NIC's sum

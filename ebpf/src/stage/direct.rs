@@ -64,7 +64,10 @@ pub fn to_pod<I: KnownIp>(
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::PASS);
     }
-    if service::is_answer(packet) {
+    if let Some(half) = service::answer(packet) {
+        if let Some(node) = sender {
+            fastpath::learn_answer_in(ctx, packet, endpoint, &node.tunnel_endpoint, &half);
+        }
         return Ok(Verdict::SERVE);
     }
     if stack_flow::needs_stack(endpoint, packet) {

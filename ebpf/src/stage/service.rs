@@ -127,22 +127,23 @@ pub fn begins_flow<I: Ip>(packet: &Parsed<I>, clients: u8) -> bool {
     maps::has_services() && packet.begins_flow() && !packet.is_error && at(packet, clients).is_some()
 }
 
-/// Returns whether a packet is the answer to a pod's packet to a service.
+/// Returns the translation of an answer to a pod's packet to a service, or `None` if the packet is no
+/// such answer.
 // Not inlined: its values would take stack in every caller.
 #[inline(never)]
-pub fn is_answer<I: Ip>(packet: &Parsed<I>) -> bool {
+pub fn answer<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
     // The port tells most packets apart without a lookup: pods choose higher ports for other flows.
     if !maps::has_services() || !nat::may_be_service_port(packet.flow.destination_port.get()) {
-        return false;
+        return None;
     }
-    of(packet).is_some_and(|entry| entry.get().reply != 0)
+    of(packet).filter(|entry| entry.get().reply != 0)
 }
 
 /// Returns the same for a packet that the host stack sends to a pod. Its flow may lack the ports.
-// Not inlined: see `is_answer`.
+// Not inlined: see `answer`.
 #[inline(never)]
 pub fn is_answer_of_host<I: Ip>(packet: &mut Parsed<I>) -> bool {
-    maps::has_services() && flow::complete(packet).is_ok() && is_answer(packet)
+    maps::has_services() && flow::complete(packet).is_ok() && answer(packet).is_some()
 }
 
 /// Handles a packet to a pod that the VXLAN device has decapsulated: delivers it, or leaves it to the
@@ -150,10 +151,10 @@ pub fn is_answer_of_host<I: Ip>(packet: &mut Parsed<I>) -> bool {
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
-// Not inlined: see `is_answer`.
+// Not inlined: see `answer`.
 #[inline(never)]
 pub fn deliver_or_serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
-    if is_answer(packet) {
+    if answer(packet).is_some() {
         return Ok(Verdict::SERVE);
     }
     if stack_flow::needs_stack(endpoint, packet) {

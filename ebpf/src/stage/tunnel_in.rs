@@ -139,10 +139,10 @@ fn open<I: KnownIp>(
     };
     if envelope.vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
-        && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, sender)
+        && let Some(way) = fastpath::from_tunnel(ctx, packet, sender)
     {
         return match unwrap(ctx, envelope, packet)? {
-            true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
+            true => way.from_tunnel(ctx, packet),
             false => Ok(Verdict::PASS),
         };
     }
@@ -169,15 +169,14 @@ fn open<I: KnownIp>(
     if flow::complete(packet).is_err() {
         return Ok(Verdict::PASS);
     }
-    let is_answer = service::is_answer(packet);
-    if !is_answer && stack_flow::needs_stack(endpoint, packet) {
-        return Ok(Verdict::PASS);
-    }
-    if !is_answer {
-        fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
+    let answer = service::answer(packet);
+    match &answer {
+        Some(half) => fastpath::learn_answer_in(ctx, packet, endpoint, sender, half),
+        None if stack_flow::needs_stack(endpoint, packet) => return Ok(Verdict::PASS),
+        None => fastpath::learn_tunnel_in(ctx, packet, endpoint, sender),
     }
     match unwrap(ctx, envelope, packet)? {
-        true if is_answer => Ok(Verdict::SERVE),
+        true if answer.is_some() => Ok(Verdict::SERVE),
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),
     }

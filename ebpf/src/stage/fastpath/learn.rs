@@ -274,6 +274,43 @@ fn add_service_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint
     }
     let slots = epoch::of_service(epoch::of_neighbours(from.id, to.id), half.service);
     let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
+    known.flags = FLOW_OF_SENDER;
+    into_endpoint(known, to);
+    learn_service(packet, known, half);
+}
+
+/// Learns the answers of a service's backend on another node to a pod. `sender`: the tunnel endpoint
+/// of that node, which in the tunnel is the outer source.
+#[inline(always)]
+pub fn learn_answer_in<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    to: &Endpoint,
+    sender: &Addr,
+    half: &TranslationEntry,
+) {
+    if has_known_services::<I>() && is_learnable_in(packet, to) && half.mark_long() {
+        add_answer_in(ctx, packet, to, sender, half.get());
+    }
+}
+
+#[inline(never)]
+fn add_answer_in<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    to: &Endpoint,
+    sender: &Addr,
+    half: &Translation,
+) {
+    let slots = epoch::with_node(to.id, sender, &packet.flow.source);
+    let slots = epoch::of_service(slots, half.service);
+    let path = if maps::is_direct() { Path::DirectIn } else { Path::TunnelIn };
+    let Some(known) = entry(ctx, packet, slots, path) else { return };
+    known.flags = FLOW_OF_SENDER;
+    if !maps::is_direct() {
+        known.flags = FLOW_IN_TUNNEL;
+        known.tunnel.there = *sender;
+    }
     into_endpoint(known, to);
     learn_service(packet, known, half);
 }
@@ -307,6 +344,7 @@ fn add_service_out<I: KnownIp>(
     let slots = epoch::with_node(from.id, &way.destination, &half.destination);
     let slots = epoch::of_service(slots, half.service);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
+    known.flags = FLOW_OF_SENDER;
     into_tunnel(known, packet, way, node);
     learn_service(packet, known, half);
 }
@@ -315,7 +353,7 @@ fn add_service_out<I: KnownIp>(
 /// [`learn_world`].
 #[inline(always)]
 fn learn_service<I: KnownIp>(packet: &Parsed<I>, known: &mut Entry<I>, half: &Translation) {
-    known.flags = FLOW_OF_SENDER | FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION;
+    known.flags |= FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION;
     known.source = I::FlowAddr::of(&half.source);
     known.destination = I::FlowAddr::of(&half.destination);
     known.source_port = half.source_port;

@@ -4,13 +4,13 @@ use core::borrow::Borrow as _;
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, FLOW_IN_TUNNEL, Macs, NextHop},
+    abi::{FAMILY_IPV4, FLOW_IN_TUNNEL, NextHop},
     addr::Addr,
     flow::{FlowAddr, protocol},
     nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 
-use super::{Entry, Key, KnownIp};
+use super::{Entry, Key, KnownIp, send::IntoPod};
 use crate::{
     maps,
     packet::{Ip, Parsed, Plain, Skb},
@@ -26,16 +26,19 @@ pub fn of_pod<I: KnownIp>(ctx: &TcContext) -> Option<(Plain<I>, Key<I>, &'static
     (known.from == ctx.ifindex() && plain.is_from(&known.sender_mac)).then_some((plain, key, known))
 }
 
-/// Returns the link and the link addresses by which an inner packet from another node reaches its
-/// pod, if its flow is known.
+/// Returns how an inner packet from another node reaches its pod, if its flow is known.
 #[inline(always)]
-pub fn from_tunnel<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, sender: &Addr) -> Option<(u32, Macs)> {
+pub fn from_tunnel<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    sender: &Addr,
+) -> Option<IntoPod<I::FlowAddr>> {
     let key = I::FlowAddr::key(&packet.flow);
     let known = of(ctx, packet, key.borrow())?;
     if known.flags & FLOW_IN_TUNNEL == 0 || known.tunnel.there != *sender {
         return None;
     }
-    let way = (known.to, known.macs);
+    let way = IntoPod::of::<I>(known);
     maps::is_still_in_place(known, key.borrow()).then_some(way)
 }
 

@@ -17,8 +17,8 @@ use crate::{
 };
 
 pub use learn::{
-    learn_direct_in, learn_direct_out, learn_local, learn_service_in, learn_service_out, learn_tunnel_in,
-    learn_tunnel_out, learn_world_in, learn_world_out,
+    learn_answer_in, learn_direct_in, learn_direct_out, learn_local, learn_service_in, learn_service_out,
+    learn_tunnel_in, learn_tunnel_out, learn_world_in, learn_world_out,
 };
 pub use lookup::{destination_of, from_tunnel, of_pod};
 pub use send::{from_pod, from_uplink, is_to_neighbour, to_neighbour};

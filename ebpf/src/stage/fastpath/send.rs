@@ -7,8 +7,9 @@ use podwire_common::{
     abi::{
         FAMILY_IPV4, FAMILY_IPV6, FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION,
         FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6,
-        LEAVES_INTO_POD,
+        LEAVES_INTO_POD, Macs,
     },
+    addr::Be16,
     flow::FlowAddr,
     reason::{Drop, Path},
 };
@@ -20,8 +21,8 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Parsed, Plain, Skb as _, Way, decrement_ttl, leave, store_destination},
-    verdict::{Attempt, Decision, Verdict},
+    packet::{Parsed, Plain, Skb as _, Way, decrement_ttl, leave},
+    verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
 /// Returns whether a pod's flow leads to another pod of this node, and only TTL and link addresses
@@ -56,9 +57,8 @@ pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Ent
     if packet.wire_length(ctx) > known.mtu {
         return Ok(Decision::NONE);
     }
-    // Only the programs for IPv4 have stack for it.
-    let is_served = I::FAMILY == FAMILY_IPV4 && is_served(known.flags);
-    if is_served && !readdress(ctx, packet, known)? {
+    let is_served = is_served::<I>(known.flags);
+    if is_served && known.leaves != LEAVES_INTO_POD && !readdress(ctx, packet, known)? {
         return Ok(Decision::NONE);
     }
     match known.leaves {
@@ -70,42 +70,38 @@ pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Ent
     }
 }
 
-/// Returns whether a flow is one to a service, or its answers. Only these have both ends rewritten.
+/// Returns whether a flow is one to a service, or its answers. Only these have both ends rewritten,
+/// and only the programs for IPv4 have stack for it.
 #[inline(always)]
-fn is_served(flags: u8) -> bool {
+fn is_served<I: KnownIp>(flags: u8) -> bool {
     const BOTH: u8 = FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION;
-    flags & BOTH == BOTH
+    I::FAMILY == FAMILY_IPV4 && flags & BOTH == BOTH
 }
 
-/// Gives a packet the ends that its service's translation gives it. In the frame's IP header it writes
-/// the destination of a packet that leaves the node. Returns `false`, with the packet unchanged, if
-/// the entry has become another flow's.
+/// Gives a packet that leaves the node the ends that its service's translation gives it. Returns
+/// `false`, with the packet unchanged, if the entry has become another flow's.
+///
+/// The frame is whole again: if the kernel refuses to encapsulate it, the second program judges it as
+/// the pod's packet to the backend itself.
 #[inline(never)]
 fn readdress<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Result<bool, Drop> {
-    let ports = [known.source_port, known.destination_port];
-    let (source, destination, leaves) = (known.source, known.destination, known.leaves);
+    let (destination, ports) = (known.destination, [known.source_port, known.destination_port]);
     if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
         return Ok(false);
     }
-    if packet.headers.ip.is_to(&destination.address()) {
-        I::set_source(ctx, packet, source, ports)?;
-    } else {
-        I::set_destination(ctx, packet, destination, ports)?;
-    }
-    if leaves != LEAVES_INTO_POD {
-        store_destination(ctx, &packet.headers)?;
-    }
+    I::set_destination(ctx, packet, destination, ports)?;
+    I::store_front(ctx, packet, ports)?;
     Ok(true)
 }
 
-/// Delivers a packet whose ends have been rewritten to a pod of this node.
-#[inline(always)]
+/// Delivers a packet of a service to a pod of this node.
+#[inline(never)]
 fn into_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
-    let (to, macs) = (known.to, known.macs);
+    let way = IntoPod::of::<I>(known);
     if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
         return Ok(Decision::NONE);
     }
-    local::send(ctx, &mut packet.headers, macs, to, Path::Local).map(Decision::from)
+    way.serve(ctx, packet, Path::Local as u16).map(Decision::from)
 }
 
 #[inline(always)]
@@ -152,19 +148,80 @@ pub fn from_uplink<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Attem
     {
         return Ok(Decision::NONE);
     }
-    let (to, macs, path) = (known.to, known.macs, known.path);
-    let (destination, port) = (known.destination, known.destination_port);
+    let (way, path) = (IntoPod::of::<I>(known), known.path);
     if !maps::is_still_in_place(known, key.borrow()) {
         return Ok(Decision::NONE);
     }
     // It may be a part of the packet, which changes now.
     drop(key);
+    if way.is_served {
+        return way.serve(ctx, packet, path).map(Decision::from);
+    }
     match flags & FLOW_REWRITES_DESTINATION {
-        0 => local::pass_on(ctx, &mut packet.headers, macs)?,
+        0 => local::pass_on(ctx, &mut packet.headers, way.macs)?,
         _ => {
-            packet.headers.set_macs(macs);
-            I::readdress_destination(ctx, packet, destination, port)?;
+            packet.headers.set_macs(way.macs);
+            I::readdress_destination(ctx, packet, way.destination, way.ports[1])?;
         }
     }
-    Ok(Verdict::counted(path, local::into(ctx, to)).into())
+    Ok(Verdict::counted(path, local::into(ctx, way.link)).into())
+}
+
+/// How a packet of a known flow enters a pod of this node.
+pub struct IntoPod<A> {
+    link: u32,
+    macs: Macs,
+    source: A,
+    destination: A,
+    ports: [Be16; 2],
+    /// See [`is_served`]. The ends of other packets out of the tunnel stay as they are.
+    is_served: bool,
+}
+
+impl<A: FlowAddr> IntoPod<A> {
+    /// Reads an entry. The caller compares its key after that.
+    #[inline(always)]
+    pub(super) fn of<I: KnownIp<FlowAddr = A>>(known: &Entry<I>) -> Self {
+        Self {
+            link: known.to,
+            macs: known.macs,
+            source: known.source,
+            destination: known.destination,
+            ports: [known.source_port, known.destination_port],
+            is_served: is_served::<I>(known.flags),
+        }
+    }
+
+    /// Delivers an inner packet that has lost its outer headers.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    pub fn from_tunnel<I: KnownIp<FlowAddr = A>>(&self, ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+        if self.is_served {
+            packet.base = 0;
+            return self.answer(ctx, packet);
+        }
+        local::send(ctx, &mut packet.headers, self.macs, self.link, Path::TunnelIn)
+    }
+
+    // Not inlined: the packet's front would take stack in the caller.
+    #[inline(never)]
+    fn answer<I: KnownIp<FlowAddr = A>>(&self, ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+        self.serve(ctx, packet, Path::TunnelIn as u16)
+    }
+
+    /// Delivers a packet of a service, in a frame that starts at 0. One of its addresses stays as it
+    /// is: a pod that reaches itself has no known flow. `path`: a number of [`Path`].
+    #[inline(always)]
+    fn serve<I: KnownIp<FlowAddr = A>>(&self, ctx: &TcContext, packet: &mut Parsed<I>, path: u16) -> Outcome {
+        match packet.headers.ip.is_to(&self.destination.address()) {
+            true => I::set_source(ctx, packet, self.source, self.ports)?,
+            false => I::set_destination(ctx, packet, self.destination, self.ports)?,
+        }
+        packet.headers.ip.decrement_ttl();
+        packet.headers.set_macs(self.macs);
+        I::store_front(ctx, packet, self.ports)?;
+        Ok(Verdict::counted(path, local::into(ctx, self.link)))
+    }
 }
