@@ -47,6 +47,9 @@ mod pool;
 #[path = "../tests/prog/records.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod records;
+#[path = "../tests/prog/service_kinds.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
+mod service_kinds;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};

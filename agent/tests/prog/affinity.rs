@@ -17,7 +17,8 @@ use podwire_core::services::{Answer, Frontend, FrontendKind, Protocol, ServedPor
 use crate::fixture::*;
 use crate::kinds::ack;
 use crate::packets::*;
-use crate::services::{SERVICE, SERVICE_PORT, port, put, without_services};
+use crate::service_kinds::{SERVICE, SERVICE_PORT, port, put};
+use crate::services::without_services;
 
 const EXTERNAL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
 const BACKENDS: [Ipv4Addr; 3] = [POD_B, REMOTE_POD, POD_OF_NODE3];

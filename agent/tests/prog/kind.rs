@@ -39,6 +39,7 @@ pub struct Setting {
     /// The family of the tunnel.
     pub over: Family,
     has_host_port: bool,
+    pub has_service: bool,
     wire: Wire,
 }
 
@@ -118,6 +119,7 @@ impl Kind {
                 mode: Mode::Vxlan,
                 over: Family::V4,
                 has_host_port: false,
+                has_service: false,
                 wire: Wire::Nothing,
             },
             way,
@@ -156,6 +158,12 @@ impl Kind {
     /// Gives pod A a hostPort: see [`crate::kinds`].
     pub fn with_host_port(mut self) -> Self {
         self.setting.has_host_port = true;
+        self
+    }
+
+    /// Serves services: see [`crate::service_kinds`].
+    pub fn with_service(mut self) -> Self {
+        self.setting.has_service = true;
         self
     }
 
@@ -241,7 +249,8 @@ impl Kind {
 impl Setting {
     /// Returns a node with these programs. The calling thread moves into its namespace.
     pub fn node<L: Into<Loaded>>(self, load: impl FnOnce(&abi::Config) -> L) -> Fixture {
-        let mut node = Fixture::with_programs(self.mode, load);
+        let with = |config: &abi::Config| load(&abi::Config { services: self.has_service.into(), ..*config });
+        let mut node = Fixture::with_programs(self.mode, with);
         match self.wire {
             // The kernel's own IPv6 packets would be counted on a link with an attached program.
             // The VXLAN device gives the programs IPv6 packets also without IPv6 on the links.
@@ -255,6 +264,9 @@ impl Setting {
         node.fill();
         if self.has_host_port {
             crate::kinds::add_host_port(&mut node);
+        }
+        if self.has_service {
+            crate::service_kinds::add_service(&mut node);
         }
         node.is_attached = matches!(self.wire, Wire::Overlay | Wire::Uplink);
         match self.wire {

@@ -19,6 +19,7 @@ use crate::kind::{Kind, Link, Setting};
 use crate::known_kinds;
 use crate::packets::{Transport, Vxlan, arp, udp};
 use crate::packets6::{self, Packet6};
+use crate::service_kinds;
 
 /// A client's port.
 pub const CLIENT: u16 = 40000;
@@ -32,6 +33,7 @@ fn kinds() -> Vec<Kind> {
     let [arp, solicitation] = gateway_asked_for();
     [
         known_kinds::kinds(),
+        service_kinds::kinds(),
         of_family::<Ipv4Addr>(),
         of_family::<Ipv6Addr>(),
         vec![arp, solicitation, by_socket()],

@@ -18,7 +18,8 @@ use crate::fixture6::{NODE3_6, STRANGER6, dual};
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, over_ipv6, syn};
 use crate::packets::*;
 use crate::packets6::{Extension, Packet6};
-use crate::trial::{BACKEND, Kind, SERVED, SERVICE_PORTS, Sent, Trial};
+use crate::service_kinds::{BACKEND, SERVED};
+use crate::trial::{Kind, SERVICE_PORTS, Sent, Trial};
 
 #[test]
 fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {

@@ -36,6 +36,7 @@ mod pool;
 mod protocols;
 mod records;
 mod refusals;
+mod service_kinds;
 mod services;
 mod services_outside;
 mod snat;

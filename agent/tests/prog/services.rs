@@ -2,24 +2,22 @@
 //! `from_uplink` and `from_overlay`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::num::NonZeroU16;
+use std::net::Ipv4Addr;
 
 use podwire_common::abi::{self, KnownFlow, TRANSLATION_SERVICE};
 use podwire_common::addr::Addr;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_POD};
 use podwire_common::nat::SERVICE_PORTS;
 use podwire_common::reason::{Drop as Reason, Path};
-use podwire_core::model::{Family, Mode};
-use podwire_core::services::{Answer, Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
+use podwire_core::model::Mode;
+use podwire_core::services::Protocol;
 
 use crate::fixture::*;
 use crate::kinds::ack;
 use crate::packets::*;
+use crate::service_kinds::{BACKEND, SERVICE, SERVICE_PORT, port, put};
 
-pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-pub const SERVICE_PORT: u16 = 80;
-const POD_PORT: u16 = 8080;
+const POD_PORT: u16 = BACKEND;
 /// A privileged port, which flows to a service keep.
 const CLIENT_PORT: u16 = 700;
 
@@ -43,38 +41,6 @@ fn serve(fixture: &mut Fixture, backends: &[Ipv4Addr]) {
 fn serve_beside(fixture: &mut Fixture, backends: &[Ipv4Addr], others: &[Ipv4Addr]) {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     put(fixture, protocols.map(|protocol| port(protocol, backends, others)).into());
-}
-
-/// Returns a port of the service, with backends for new flows and others.
-pub fn port(protocol: Protocol, backends: &[Ipv4Addr], others: &[Ipv4Addr]) -> ServedPort {
-    let port = |number| NonZeroU16::new(number).unwrap();
-    let backend =
-        |address: &Ipv4Addr| Backend { address: IpAddr::V4(*address), port: port(POD_PORT), is_local: false };
-    ServedPort {
-        name: String::new(),
-        protocol,
-        family: Family::V4,
-        affinity: None,
-        cluster: backends.iter().map(backend).collect(),
-        local: Vec::new(),
-        serving: backends.iter().chain(others).map(backend).collect(),
-        frontends: vec![Frontend {
-            address: SERVICE.into(),
-            port: port(SERVICE_PORT),
-            kind: FrontendKind::ClusterIp,
-            inside: if backends.is_empty() { Answer::Refused } else { Answer::Cluster },
-            outside: None,
-            keeps_client_address: false,
-            source_ranges: Vec::new(),
-        }],
-    }
-}
-
-/// Gives the service these ports.
-pub fn put(fixture: &mut Fixture, ports: Vec<ServedPort>) {
-    let name = ServiceName { namespace: "default".into(), name: "web".into() };
-    fixture.model.services.set(&name, Some(ports));
-    fixture.fill();
 }
 
 fn syn_ack(source: u16, destination: u16) -> Transport {

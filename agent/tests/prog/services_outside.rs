@@ -12,7 +12,8 @@ use podwire_core::services::{Answer, FrontendKind, Protocol};
 
 use crate::fixture::*;
 use crate::packets::*;
-use crate::services::{SERVICE, SERVICE_PORT, port, put, without_services};
+use crate::service_kinds::{SERVICE, SERVICE_PORT, port, put};
+use crate::services::without_services;
 
 const POD_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40_000;

@@ -18,7 +18,7 @@ use crate::fixture6::{NODE1_6, NODE2_6, STRANGER6, make_dual};
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, over_ipv6, syn, tunnelled};
 use crate::packets::*;
 use crate::pool::{Loaded, empty_shares};
-use crate::services::{port, put};
+use crate::service_kinds::{BACKEND, SERVED, port, put};
 
 /// A link address that shows that a program followed a falsified entry.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
@@ -85,10 +85,6 @@ pub struct Way<A: Address> {
 
 /// Ports of a service with a backend on node 2, and of one with pod B as its backend.
 pub const SERVICE_PORTS: [u16; 2] = [80, 81];
-/// The backends' port.
-pub const BACKEND: u16 = 8080;
-/// The port of pod A's flows to a service that a backend sees in place of [`CLIENT`].
-pub const SERVED: u16 = 8256;
 
 /// Modes with the family of the tunnel, and whether the programs serve services.
 const SETTINGS: [(Mode, Family, bool); 5] = [

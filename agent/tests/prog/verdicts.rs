@@ -39,6 +39,7 @@ fn expected(kind: &Kind) -> Option<(EventKind, u16)> {
     let is_kept = kind.name.contains("TCP") || path != Path::ToStack;
     let event = match path {
         Path::SnatOut | Path::HostPortIn => EventKind::Translation,
+        _ if kind.setting.has_service => EventKind::Translation,
         _ => EventKind::Flow,
     };
     (kind.name.contains("first packet") && is_kept).then_some((event, path as u16))
