@@ -37,6 +37,24 @@ pub const fn replace_address(checksum: u16, old: &[u8; 16], new: &[u8; 16]) -> u
     !fold(sum)
 }
 
+/// Returns the change of a sum over these bytes, in the form of the kernel's `csum_sub`: in the order
+/// of this machine, not folded to 16 bits.
+#[inline(always)]
+pub const fn change([a, b]: [[u8; 4]; 2], [c, d]: [[u8; 4]; 2]) -> u32 {
+    let old = !u32::from_ne_bytes(a) as u64 + !u32::from_ne_bytes(b) as u64;
+    let sum = old + u32::from_ne_bytes(c) as u64 + u32::from_ne_bytes(d) as u64;
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum + (sum >> 32)) as u32
+}
+
+/// Returns a checksum after a [`change`] of what it covers. It has the order of this machine, as if
+/// a word had been read from the packet.
+#[inline(always)]
+pub const fn changed(checksum: u16, change: u32) -> u16 {
+    let change = (change & 0xffff) + (change >> 16);
+    !fold(!checksum as u32 + change)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +102,19 @@ mod tests {
             let old: [u8; 16] = header[4..].try_into().unwrap();
             header[4..].copy_from_slice(&new);
             prop_assert_eq!(replace_address(before, &old, &new) % 0xffff, of_bytes(&header) % 0xffff);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_change_of_two_words_equals_a_new_sum(mut header in any::<[u8; 20]>(), new in any::<[[u8; 4]; 2]>()) {
+            (header[0], header[1]) = (0, 0);
+            let before = of_bytes(&header);
+            let old = [12, 16].map(|at| header[at..at + 4].try_into().unwrap());
+            header[12..].copy_from_slice(&new.concat());
+            // The functions take and return words in the order of this machine.
+            let after = u16::from_be(changed(before.to_be(), change(old, new)));
+            prop_assert_eq!(after % 0xffff, of_bytes(&header) % 0xffff);
         }
     }
 

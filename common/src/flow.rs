@@ -136,6 +136,12 @@ impl Flow {
         Self { source, destination, source_port, destination_port, protocol, reserved: [0; 3] }
     }
 
+    /// Returns the ports in the order in which they are in a packet.
+    #[inline(always)]
+    pub const fn ports(&self) -> [Be16; 2] {
+        [self.source_port, self.destination_port]
+    }
+
     /// Returns the flow of the replies.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {

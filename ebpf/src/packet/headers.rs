@@ -179,6 +179,11 @@ pub trait Ip: Copy {
     /// # Errors
     /// [`Drop::RewriteFailed`].
     fn translate(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop>;
+    /// See [`forward`](super::forward).
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn forward(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop>;
     /// Gives a plain TCP or UDP packet another source, and decrements its TTL.
     ///
     /// # Errors

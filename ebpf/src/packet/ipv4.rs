@@ -297,6 +297,11 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn forward(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
+        rewrite::forward4(ctx, packet, to)
+    }
+
+    #[inline(always)]
     fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
         rewrite::readdress_source(ctx, packet, source, port)
     }
@@ -376,7 +381,7 @@ impl Ipv4 {
 
     /// Returns TTL and checksum, with the TTL decremented.
     #[inline(always)]
-    fn after_hop(&self) -> (u8, Be16) {
+    pub(super) fn after_hop(&self) -> (u8, Be16) {
         let ttl = self.ttl - 1;
         let old = u16::from_ne_bytes([self.ttl, self.protocol]);
         let new = u16::from_ne_bytes([ttl, self.protocol]);

@@ -338,6 +338,12 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn forward(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop> {
+        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
+        Self::translate(ctx, packet, to)
+    }
+
+    #[inline(always)]
     fn readdress_source(
         ctx: &TcContext,
         packet: &mut Parsed<Self>,

@@ -43,7 +43,7 @@ pub use parsed::{Faulty, Loaded, Parsed, Place};
 pub use plain::{Plain, PlainIp};
 pub use redirect::{Lookup, Way, leave, redirect, redirect_into_stack, redirect_peer, source_towards};
 pub use reset::reset;
-pub use rewrite::{decrement_ttl, fixed_part, set_fixed_part, set_macs, store_in_parts, translate};
+pub use rewrite::{decrement_ttl, fixed_part, forward, set_fixed_part, set_macs, store_in_parts, translate};
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};
 pub use socket_call::{Ipv4Call, Ipv6Call, LOOPBACK6, SocketCall, is_loopback};

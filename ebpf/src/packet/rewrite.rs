@@ -7,6 +7,7 @@ use aya_ebpf::{
 use podwire_common::{
     abi::{Macs, Translation},
     addr::{Be16, Mac, Quad},
+    csum,
     flow::protocol,
     reason::Drop,
 };
@@ -131,13 +132,7 @@ pub(super) fn update_transport<I: Ip>(
         return Ok(());
     };
     replace_in_pseudo_header(ctx, checksum, change)?;
-    let word = |[a, b]: [Be16; 2]| {
-        let ([a, b], [c, d]) = (a.bytes, b.bytes);
-        u32::from_ne_bytes([a, b, c, d])
-    };
-    let old = word([packet.flow.source_port, packet.flow.destination_port]);
-    let (checksum_at, flags) = checksum;
-    replace_l4(ctx, checksum_at, old.into(), word(ports).into(), flags | 4)
+    replace_ports(ctx, checksum, packet.flow.ports(), ports)
 }
 
 /// The front of a frame up to the ports, which follow the IP header at once.
@@ -197,10 +192,28 @@ pub fn translate<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -
     I::translate(ctx, packet, to)
 }
 
+/// Does the same as [`translate`], and decrements the TTL. The caller has checked that it is above 1.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn forward<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Result<(), Drop> {
+    I::forward(ctx, packet, to)
+}
+
 /// Does the same as [`translate`] for IPv4.
 #[inline(always)]
 pub(super) fn translate4(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     match podwire_translate(ctx.skb.skb, packet, to) {
+        DONE => Ok(()),
+        _ => Err(Drop::RewriteFailed),
+    }
+}
+
+/// Does the same as [`forward`] for IPv4.
+#[inline(always)]
+pub(super) fn forward4(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
+    match podwire_forward(ctx.skb.skb, packet, to) {
         DONE => Ok(()),
         _ => Err(Drop::RewriteFailed),
     }
@@ -221,6 +234,12 @@ const FAILED: i32 = 1;
 global! {
     fn podwire_translate(ctx, packet: ref Parsed, to: ref Translation) -> i32, or FAILED {
         if translate_here(ctx, packet, to).is_ok() { DONE } else { FAILED }
+    }
+}
+
+global! {
+    fn podwire_forward(ctx, packet: ref Parsed, to: ref Translation) -> i32, or FAILED {
+        if forward_here(ctx, packet, to).is_ok() { DONE } else { FAILED }
     }
 }
 
@@ -250,7 +269,67 @@ fn translate_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<
     if packet.is_error {
         return quote::translate(ctx, packet, to);
     }
+    if packet.is_whole() {
+        let ip = &packet.headers.ip;
+        return translate_whole(ctx, packet, to, (ip.ttl, ip.checksum));
+    }
     translate_ends(ctx, packet, to)
+}
+
+#[inline(always)]
+fn forward_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
+    if packet.is_whole() {
+        return translate_whole(ctx, packet, to, packet.headers.ip.after_hop());
+    }
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    translate_here(ctx, packet, to)
+}
+
+/// Translates all ends of a whole packet of TCP or UDP with one store. `hop`: TTL and header checksum
+/// with which the packet goes on.
+#[inline(never)]
+fn translate_whole(
+    ctx: &TcContext,
+    packet: &Parsed,
+    to: &Translation,
+    (ttl, checksum): (u8, Be16),
+) -> Result<(), Drop> {
+    let Some((checksum_at, flags)) = transport_checksum(packet) else {
+        return Ok(());
+    };
+    let ip = &packet.headers.ip;
+    let (old, ends) = ([ip.source, ip.destination], [to.source.v4(), to.destination.v4()]);
+    let change = csum::change(old, ends);
+    if ends != old {
+        // With size 0, the kernel takes the change of a sum.
+        replace_l4(ctx, checksum_at, 0, change.into(), flags | BPF_F_PSEUDO_HDR)?;
+    }
+    let (old, ports) = (packet.flow.ports(), [to.source_port, to.destination_port]);
+    if ports != old {
+        replace_ports(ctx, (checksum_at, flags), old, ports)?;
+    }
+    let [a, b] = csum::changed(checksum.be16(), change).to_ne_bytes();
+    let ([source, destination], hop) = (ends, [ttl, ip.protocol, a, b]);
+    ctx.store_at(packet.base.wrapping_add(TTL), &[hop, source, destination, word(ports)])
+}
+
+/// Updates a transport checksum after a change of both ports. `checksum`: its place and flags.
+#[inline(always)]
+fn replace_ports(
+    ctx: &TcContext,
+    (checksum_at, flags): (u32, u32),
+    old: [Be16; 2],
+    ports: [Be16; 2],
+) -> Result<(), Drop> {
+    let sum = |ports| u32::from_ne_bytes(word(ports)).into();
+    replace_l4(ctx, checksum_at, sum(old), sum(ports), flags | 4)
+}
+
+/// Returns two ports as they follow each other in a packet.
+#[inline(always)]
+fn word([a, b]: [Be16; 2]) -> [u8; 4] {
+    let ([a, b], [c, d]) = (a.bytes, b.bytes);
+    [a, b, c, d]
 }
 
 #[inline(always)]

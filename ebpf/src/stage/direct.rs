@@ -11,7 +11,7 @@ use podwire_common::{
 use super::{fastpath, fastpath::KnownIp, flow, local, service, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
+    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, forward},
     verdict::{Outcome, Verdict},
 };
 
@@ -119,8 +119,7 @@ pub fn reply<I: Ip>(
         Lookup::TooBig => way.ifindex = to.ifindex,
         Lookup::Unknown => return Err(Drop::NoRouteBack),
     }
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    translate(ctx, packet, to)?;
+    forward(ctx, packet, to)?;
     Ok(Verdict::redirect(path, way.leave(ctx)))
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ip, Parsed, Skb, decrement_ttl, translate},
+    packet::{Ip, Parsed, Skb, forward, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -247,8 +247,7 @@ fn deliver<I: KnownIp>(
         _ if maps::is_direct() => Path::DirectIn,
         _ => Path::TunnelIn,
     };
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    translate(ctx, packet, to)?;
+    forward(ctx, packet, to)?;
     local::hand_over(ctx, endpoint, path)
 }
 

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     maps,
     packet::{
-        Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, TunnelEnds, Way, decrement_ttl, encapsulate,
-        fixed_part, redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
+        Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, TunnelEnds, Way, encapsulate, fixed_part, forward,
+        redirect, set_fixed_part, set_macs, set_tunnel_key,
     },
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
@@ -78,8 +78,7 @@ pub fn reply<I: Ip>(
     if lookup == Lookup::Found && !goes_through_device::<I>(node) {
         learn(&way, node);
     }
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    translate(ctx, packet, to)?;
+    forward(ctx, packet, to)?;
     let translated = fixed_part::<I>(ctx)?;
     if endpoint.is_none() && ctx.segment_payload() != 0 {
         // A link may have put the segments together in ways for which the kernel takes no outer

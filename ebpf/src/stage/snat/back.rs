@@ -6,7 +6,7 @@ use podwire_common::{abi::TRANSLATION_RESERVATION, flow::FlowAddr as _, reason::
 use super::super::{fastpath, fastpath::KnownIp, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Parsed, decrement_ttl, translate},
+    packet::{Parsed, forward, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -33,8 +33,7 @@ pub fn back<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &Transla
             I::readdress_destination(ctx, packet, I::FlowAddr::of(&to.destination), to.destination_port)?;
             return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
         }
-        decrement_ttl(ctx, &packet.headers, 0)?;
-        translate(ctx, packet, to)?;
+        forward(ctx, packet, to)?;
         return local::hand_over(ctx, endpoint, Path::SnatIn);
     }
     translate(ctx, packet, to)?;

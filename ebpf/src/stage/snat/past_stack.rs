@@ -15,7 +15,7 @@ use podwire_common::{
 use super::super::{direct, fastpath, fastpath::KnownIp, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, translate},
+    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, forward, imprint, leave},
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
@@ -127,8 +127,7 @@ fn past_stack<I: KnownIp>(
     if packet.is_whole() {
         readdress(ctx, packet, I::FlowAddr::of(&to.source), to.source_port)?;
     } else {
-        decrement_ttl(ctx, &packet.headers, 0)?;
-        translate(ctx, packet, to)?;
+        forward(ctx, packet, to)?;
     }
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
 }
