@@ -51,6 +51,11 @@ fn check_variations<A: Address>(trial: &mut Trial<A>) {
         };
         packets.push(("without checksum", trial.varied(no_checksum)));
     }
+    if trial.way.kind.comes_in_tunnel() && trial.way.over == Family::V4 {
+        let inner = trial.plain.clone().set(|fields| *fields.traffic_class = 1).build();
+        let frame = outer().with(|outer| outer.traffic_class = 3).around(&inner);
+        packets.push(("congestion in the tunnel", Sent { frame, ..trial.varied(|_| ()) }));
+    }
     for (packet, sent) in packets {
         let judged = trial.judged(&sent);
         assert_eq!(trial.known(&sent, |_| ()), judged, "{}: {packet}", trial.what());
@@ -272,11 +277,14 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
     }
 }
 
+/// Returns the outer headers of node 2's packets.
+fn outer() -> Vxlan {
+    Vxlan::new(NODE2, NODE1).with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
+}
+
 /// Returns a frame in outer headers that do not fit the known flow.
 fn outers(inner: &[u8]) -> [(&'static str, Vec<u8>); 5] {
-    let outer = Vxlan::new(NODE2, NODE1)
-        .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
-    let around = |change: &dyn Fn(&mut Vxlan)| outer.clone().with(|outer| change(outer)).around(inner);
+    let around = |change: &dyn Fn(&mut Vxlan)| outer().with(|outer| change(outer)).around(inner);
     [
         ("another node's tunnel", around(&|outer| outer.source = NODE3)),
         ("a stranger's tunnel", around(&|outer| outer.source = STRANGER)),

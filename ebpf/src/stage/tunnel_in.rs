@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{
         ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, OUTER_LENGTH6, Parsed, Place, Skb,
-        decapsulate, ethertype, get_tunnel_key, is_list, vni_of,
+        decapsulate, ethertype, get_tunnel_key, is_list, set_fixed_part, vni_of,
     },
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
@@ -175,8 +175,13 @@ fn open<I: KnownIp>(
         None if stack_flow::needs_stack(endpoint, packet) => return Ok(Verdict::PASS),
         None => fastpath::learn_tunnel_in(ctx, packet, endpoint, sender),
     }
+    if answer.is_some() {
+        return match unwrap_whole(ctx, envelope, packet)? {
+            true => Ok(Verdict::SERVE),
+            false => Ok(Verdict::PASS),
+        };
+    }
     match unwrap(ctx, envelope, packet)? {
-        true if answer.is_some() => Ok(Verdict::SERVE),
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),
     }
@@ -201,6 +206,20 @@ fn unwrap<I: Ip>(ctx: &TcContext, envelope: &Envelope, packet: &mut Parsed<I>) -
         return Ok(false);
     }
     packet.headers.ip.set_traffic_class(class);
+    Ok(true)
+}
+
+/// Does the same as [`unwrap`] for a program that loads the packet again: it must find the congestion
+/// that the outer header reports.
+#[inline(never)]
+fn unwrap_whole<I: Ip>(ctx: &TcContext, envelope: &Envelope, packet: &mut Parsed<I>) -> Result<bool, Drop> {
+    let class = packet.headers.ip.traffic_class();
+    if !unwrap(ctx, envelope, packet)? {
+        return Ok(false);
+    }
+    if packet.headers.ip.traffic_class() != class {
+        set_fixed_part::<I>(ctx, &packet.headers.ip.fixed_part())?;
+    }
     Ok(true)
 }
 
