@@ -183,7 +183,11 @@ fn outside_there() -> Vec<Kind> {
             to(format!("{way}, later packet"), next(CLIENT, TO_REMOTE_POD))
                 .after(FROM_UPLINK, Link::Uplink, asks(first(CLIENT, TO_REMOTE_POD)))
                 .after(FROM_UPLINK, Link::Uplink, answer(answers(BACKEND, SERVED))),
-            back(format!("relayed answer of a service, {protocol}"), next(BACKEND, SERVED), None),
+            back(
+                format!("relayed answer of a service, {protocol}"),
+                next(BACKEND, SERVED),
+                Some(Path::RelayIn),
+            ),
         ]
     };
     [TCP, UDP].map(of).concat()

@@ -12,7 +12,7 @@ use crate::{
     maps,
     packet::{Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        direct, ends, event, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow,
+        direct, ends, event, fastpath, fastpath::KnownIp, icmp_error, inbound, outside, source, stack_flow,
         translation, tunnel_in,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump, serve},
@@ -127,6 +127,11 @@ fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
         // A reply. The programs looked up the other end when the flow began, so they do not look it
         // up again.
         return inbound::follow(ctx, packet, entry);
+    }
+    if let Some(entry) = &translation
+        && outside::is_under_way(ctx, packet, entry.get())
+    {
+        return outside::go_on(ctx, packet, entry);
     }
     let sender = ends::sending_node(&packet.headers, &packet.headers.source_address());
     if let Some(node) = sender {

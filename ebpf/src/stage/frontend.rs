@@ -147,8 +147,9 @@ pub fn deliver<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation, pat
 /// [`Drop::BackendGone`], [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
-    let path = if to.kind == TRANSLATION_OUTSIDE { Path::ServiceOut } else { Path::HostPortOut };
-    if maps::endpoint(&to.destination).is_some() {
+    let is_outside = to.kind == TRANSLATION_OUTSIDE;
+    let path = if is_outside { Path::ServiceOut } else { Path::HostPortOut };
+    if !is_outside && maps::endpoint(&to.destination).is_some() {
         return deliver(ctx, packet, to, path);
     }
     if packet.headers.ttl() <= 1 {

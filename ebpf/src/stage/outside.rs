@@ -5,10 +5,11 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        CLIENTS_OUTSIDE, FAMILY_IPV4, LINK_INNER, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_OUTSIDE,
+        CLIENTS_OUTSIDE, Endpoint, FAMILY_IPV4, LINK_INNER, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_OUTSIDE,
         TRANSLATION_RELAY, Translation,
     },
     addr::Addr,
+    nat,
     reason::{Drop, Hook, Path},
 };
 
@@ -47,6 +48,46 @@ pub fn serve<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
 #[inline(always)]
 pub fn is_of(half: &Translation) -> bool {
     matches!(half.kind, TRANSLATION_OUTSIDE | TRANSLATION_RELAY)
+}
+
+/// Returns whether a packet is a later one of a client's TCP connection, and came by the link by which
+/// the connection began. Then its source was checked when the connection began. With
+/// `--link-addresses checked`, each packet is checked.
+#[inline(always)]
+pub fn is_under_way<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, half: &Translation) -> bool {
+    I::FAMILY == FAMILY_IPV4
+        && is_of(half)
+        && half.reply == 0
+        && half.ifindex == ctx.ifindex()
+        && !packet.begins_flow()
+        && !maps::checks_link_addresses()
+}
+
+/// Delivers such a packet to a pod of this node, or leaves it to the program for clients outside. The
+/// packet is whole.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn go_on<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
+    let Some(endpoint) = receiver(entry.get()) else {
+        return Ok(Verdict::OUTSIDE);
+    };
+    translation::touch(entry, packet);
+    deliver(ctx, packet, endpoint, entry.get())
+}
+
+/// Returns whether a packet out of the tunnel is the answer to a client's packet that this node has
+/// relayed. It is whole. Only the programs for IPv4 take it out of the tunnel.
+// Not inlined: its values would take stack in the caller.
+#[inline(never)]
+pub fn is_relayed_answer<I: Ip>(packet: &Parsed<I>) -> bool {
+    // The port tells most packets apart without a lookup.
+    I::FAMILY == FAMILY_IPV4
+        && maps::has_services()
+        && nat::may_be_service_port(packet.flow.destination_port.get())
+        && packet.is_whole()
+        && of(packet).is_some_and(|entry| entry.get().reply != 0)
 }
 
 /// Leaves a packet with such a translation to the program for clients outside.
@@ -125,16 +166,28 @@ fn lead_elsewhere<I: Ip>(to: &mut Translation) -> bool {
 fn send<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, entry: &TranslationEntry) -> Outcome {
     translation::touch(entry, packet);
     let to = entry.get();
-    if let Some(endpoint) = maps::endpoint(&to.destination) {
-        // The client takes the service's address for the pod's, so it must see no hop between them.
-        translate(ctx, packet, to)?;
-        return local::hand_over(ctx, endpoint, Path::ServiceIn);
+    if let Some(endpoint) = receiver(to) {
+        return deliver(ctx, packet, endpoint, to);
     }
     // Also when two services of two nodes lead to each other, the packet comes to an end.
     if packet.headers.ttl() <= 1 {
         return Ok(to_stack(ctx));
     }
     if to.reply == 0 { relay(ctx, packet, to) } else { answer(ctx, packet, to) }
+}
+
+/// Returns the pod of this node to which a translation leads. A relayed flow never leads to one.
+#[inline(always)]
+fn receiver(to: &Translation) -> Option<&'static Endpoint> {
+    if to.kind == TRANSLATION_RELAY { None } else { maps::endpoint(&to.destination) }
+}
+
+/// Delivers a client's packet to a pod of this node.
+#[inline(always)]
+fn deliver<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    // The client takes the service's address for the pod's, so it must see no hop between them.
+    translate(ctx, packet, to)?;
+    local::hand_over(ctx, endpoint, Path::ServiceIn)
 }
 
 /// Sends a client's packet to a backend that is no pod of this node.

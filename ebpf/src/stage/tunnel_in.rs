@@ -10,7 +10,8 @@ use podwire_common::{
 };
 
 use super::{
-    ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, service, source, stack_flow,
+    ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, outside, service, source,
+    stack_flow,
 };
 use crate::{
     maps,
@@ -152,9 +153,7 @@ fn open<I: KnownIp>(
     envelope.check()?;
     let node = check_owner(packet, sender)?;
     refuse(packet)?;
-    let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
-        return Ok(Verdict::PASS);
-    };
+    let endpoint = maps::endpoint(&packet.headers.destination_address());
     // The kernel asks its policies when the VXLAN device's socket receives the packet, and when it
     // forwards the inner packet.
     if node.flags & (NODE_IPSEC_TUNNEL | NODE_IPSEC_PODS) != 0 {
@@ -163,6 +162,12 @@ fn open<I: KnownIp>(
     if is_other_segments(ctx, packet) || packet.headers.ttl() <= 1 {
         return Ok(Verdict::PASS);
     }
+    let Some(endpoint) = endpoint else {
+        return match outside::is_relayed_answer(packet) && unwrap_whole(ctx, envelope, packet)? {
+            true => Ok(Verdict::OUTSIDE),
+            false => Ok(Verdict::PASS),
+        };
+    };
     // A later fragment may have overtaken its first one. The first one then came in outer
     // fragments, and takes the slower path through the device. The later fragment takes the same
     // path, so it queues behind the first one.
