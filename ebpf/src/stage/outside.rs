@@ -16,7 +16,7 @@ use podwire_common::{
 use super::{direct, flow, local, service, translation, tunnel_out};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ip, Parsed, Skb, translate},
+    packet::{Ip, Lookup, Parsed, Skb, Way, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -124,7 +124,7 @@ fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     };
     let mut to = translation::begin(TRANSLATION_OUTSIDE, ctx.ifindex(), flow);
     service::lead_to(&mut to, flow.protocol, service, backend);
-    if maps::endpoint(&backend.address).is_none() && !lead_elsewhere::<I>(&mut to) {
+    if maps::endpoint(&backend.address).is_none() && !lead_elsewhere::<I>(ctx, &mut to) {
         return Ok(false);
     }
     translation::establish::<I>(ctx, flow, &mut to)?;
@@ -142,7 +142,7 @@ fn may_ask<I: Ip>(client: &Addr) -> bool {
 /// kube-proxy can serve it.
 // Not inlined: the keys would take stack in the caller.
 #[inline(never)]
-fn lead_elsewhere<I: Ip>(to: &mut Translation) -> bool {
+fn lead_elsewhere<I: Ip>(ctx: &TcContext, to: &mut Translation) -> bool {
     let node = maps::node(&to.destination);
     if node.is_some_and(|node| node.flags & NODE_LOCAL != 0) {
         // A process of this node sees the client's address, as pods here do. On a link of containers
@@ -151,8 +151,7 @@ fn lead_elsewhere<I: Ip>(to: &mut Translation) -> bool {
     }
     to.kind = TRANSLATION_RELAY;
     to.past_stack = node.is_none().into();
-    // The client's link has the InternalIP only if it is an uplink.
-    let uplink = node.map_or(to.ifindex, |node| node.uplink);
+    let uplink = node.map_or_else(|| link_towards::<I>(ctx, &to.destination), |node| node.uplink);
     let internal_ip = match I::FAMILY {
         FAMILY_IPV4 => maps::link(uplink).map(|link| link.tunnel_address),
         _ => maps::link6(uplink).map(|link| link.tunnel_address),
@@ -198,7 +197,8 @@ fn relay<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcom
         if to.past_stack == 0 {
             return Err(Drop::BackendGone);
         }
-        return relay_without_tunnel(ctx, packet, to, to.ifindex);
+        let uplink = link_towards::<I>(ctx, &to.destination);
+        return relay_without_tunnel(ctx, packet, to, uplink);
     };
     match node.flags & (NODE_LOCAL | NODE_ADDRESS) {
         0 if !maps::is_direct() => tunnel_out::reply(ctx, packet, None, to, Path::RelayOut, |_, _| {}),
@@ -209,6 +209,18 @@ fn relay<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Outcom
             Ok(Verdict::stack(Path::ServiceIn))
         }
         _ => Err(Drop::BackendGone),
+    }
+}
+
+/// Returns the link by which the host's routes lead to a backend outside the cluster. It may be
+/// another link than the client's. Returns 0 if there is no route.
+#[inline(never)]
+fn link_towards<I: Ip>(ctx: &TcContext, backend: &Addr) -> u32 {
+    // For a packet of one byte, which no link is too small for.
+    let mut way = Way::new(ctx.ifindex(), Addr::UNSPECIFIED, *backend, 1);
+    match way.look_up_any::<I>(ctx) {
+        Lookup::Found => way.ifindex,
+        _ => 0,
     }
 }
 
