@@ -4,6 +4,7 @@
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
 mod agent_away;
+mod backends;
 mod bandwidth;
 mod bare_links;
 mod bpftool;
@@ -48,6 +49,7 @@ mod monitor;
 mod mtu;
 mod mtu_table;
 mod namespaces;
+mod neighbour;
 mod node_changes;
 mod node_list;
 mod offload;
@@ -73,6 +75,7 @@ mod service_health;
 mod service_list;
 mod service_load;
 mod service_processes;
+mod service_table;
 mod service_zones;
 mod services;
 mod services_outside;

@@ -211,46 +211,6 @@ fn pods_reach_external_addresses() {
 }
 
 #[test]
-fn pods_reach_processes_of_nodes() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = lab(mode);
-        let client = lab.node(0).add_pod("client").unwrap();
-        for (number, last) in [(0, 0x36), (1, 0x37)] {
-            let node = lab.node(number);
-            let own = node.addresses();
-            put_endpoints(
-                &lab,
-                &format!("node-{number}"),
-                last,
-                [&own[..1], &own[1..]],
-                (u32::from(last) - 0x35) * ENTRIES,
-            );
-            for address in service(last) {
-                exchange(&client, node, address);
-                hears_refusals(&client, (address, SERVICE_PORT).into());
-            }
-        }
-    }
-}
-
-#[test]
-fn a_pod_reaches_itself_by_its_service() {
-    let lab = lab(Mode::Vxlan);
-    let pod = lab.node(0).add_pod("pod").unwrap();
-    put(&lab, "own", 0x32, &[&pod], ENTRIES);
-    for address in service(0x32) {
-        let exchanges = [
-            traffic::tcp_exchange_on(&pod, &pod, route(address), 1 << 16),
-            traffic::udp_exchange_on(&pod, &pod, route(address), 100),
-        ];
-        for exchange in exchanges.map(Result::unwrap) {
-            assert_eq!(exchange.peer_seen_by_client.ip(), address);
-            assert!(exchange.source_translated(), "{exchange:?}");
-        }
-    }
-}
-
-#[test]
 fn connections_outlive_changes_and_an_agents_restart() {
     let lab = lab(Mode::Vxlan);
     let client = lab.node(0).add_pod("client").unwrap();

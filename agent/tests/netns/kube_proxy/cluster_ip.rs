@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use xtask::lab::{KubeProxy, Ns};
 
 use super::Cluster;
-use super::backends::{Connection, expect_refusal};
 use super::table::Protocol::{self, Tcp, Udp};
 use super::table::{Row, Seen, check};
+use crate::backends::{Connection, expect_refusal};
 
 /// With a random choice, this many connections would go to at least two backends.
 const STICKY: usize = 20;

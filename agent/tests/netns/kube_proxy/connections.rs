@@ -10,7 +10,7 @@ use xtask::lab::traffic::bound;
 use xtask::lab::{Ns, Pod, is_soak};
 
 use super::Cluster;
-use super::backends::{Connection, ask_by_udp};
+use crate::backends::{Connection, ask_by_udp};
 use crate::sockets::{UdpSocket, unspecified};
 
 const IN_A_ROW: usize = 1000;

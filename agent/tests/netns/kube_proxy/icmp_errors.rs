@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use xtask::lab::{Lab, Mode, Ns};
 
 use super::Cluster;
-use super::backends::{Connection, ask_by_udp, expect_refusal};
+use crate::backends::{Connection, ask_by_udp, expect_refusal};
 use crate::icmp_errors::path_mtu;
 use crate::sockets::{UdpSocket, unspecified};
 

@@ -2,7 +2,6 @@
 //! modes. The nodes, pods and services are those of the clusters. Where kube-proxy translates a flow,
 //! both directions pass the host's stack.
 
-mod backends;
 mod cluster_ip;
 mod connections;
 mod first_family;
@@ -14,10 +13,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::json;
-use xtask::lab::{Builder, Families, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
+use xtask::lab::{Builder, Families, KubeProxy, Lab, Mode, Node, Ns, Pod};
 
-use backends::Backends;
-
+use crate::backends::Backends;
+use crate::neighbour::{DISTANT, OWN, add_neighbour, beside};
 use crate::sockets::unspecified;
 
 /// A running cluster for which kube-proxy wrote rules.
@@ -121,11 +120,6 @@ const IPV4: Site = Site {
 /// The address of a node's first device, which comes before the uplink.
 const DOCKER: IpAddr = v4([172, 17, 0, 1]);
 
-/// The last part of the addresses of a node's second uplink, IPv4 and IPv6.
-const OWN: (u8, u16) = (1, 1);
-/// The same of the neighbour on that link.
-const NEIGHBOUR: (u8, u16) = (66, 0x66);
-
 const fn v4([a, b, c, d]: [u8; 4]) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(a, b, c, d))
 }
@@ -213,32 +207,13 @@ impl Cluster {
 
     fn new(builder: Builder, mode: Mode, proxy: KubeProxy, site: &'static Site) -> Self {
         let lab = builder.families(site.families).agents(false).docker(true).build().unwrap();
-        let neighbour = lab.add_namespace("neighbour").unwrap();
-        for of in ["all", "default"] {
-            neighbour.sysctl(&format!("net/ipv6/conf/{of}/disable_ipv6"), "0").unwrap();
-        }
-        for (number, node) in lab.nodes().iter().enumerate() {
+        let neighbour = add_neighbour(&lab).unwrap();
+        for node in lab.nodes() {
             match site.families {
                 Families::V4 => proxy.write_rules(node),
                 _ => proxy.write_dual_stack_rules(node),
             }
             .unwrap();
-            connect(&neighbour, node.name(), node, "eth1").unwrap();
-            for address in node.addresses() {
-                let (own, other) = (beside(address, number, OWN), beside(address, number, NEIGHBOUR));
-                let (length, nodad) = if address.is_ipv4() { (24, "") } else { (64, "nodad") };
-                // Above the metric of the uplink's default route, which is 1024 for IPv6.
-                node.ip(&format!(
-                    "address add {own}/{length} dev eth1 {nodad}\nroute add default via {other} metric 2000\n"
-                ))
-                .unwrap();
-                neighbour
-                    .ip(&format!(
-                        "address add {other}/{length} dev {} {nodad}\nroute add {address} via {own}\n",
-                        node.name()
-                    ))
-                    .unwrap();
-            }
         }
         let rules = lab.nodes().iter().map(Rules::of).collect();
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
@@ -293,15 +268,7 @@ impl Cluster {
 
     /// Returns the neighbour, and its address in the network of a node's (from 0) second uplink.
     fn neighbour(&self, node: usize) -> (&Ns, IpAddr) {
-        (&self.neighbour, beside(self.node_address(node), node, NEIGHBOUR))
-    }
-}
-
-/// Returns an address in the network of a node's (from 0) second uplink, of the same family as `like`.
-fn beside(like: IpAddr, node: usize, (last4, last6): (u8, u16)) -> IpAddr {
-    match like {
-        IpAddr::V4(_) => v4([10, 201, node as u8 + 1, last4]),
-        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0x10, 0x201, node as u16 + 1, 0, 0, 0, last6).into(),
+        (&self.neighbour, beside(self.node_address(node), node, DISTANT))
     }
 }
 

@@ -10,8 +10,8 @@ use podwire_common::reason::Path::{FromStack, ToStack};
 use xtask::family_table;
 use xtask::lab::{Mode, Ns};
 
-use super::backends::{Answer, Connection, ask_by_udp};
 use super::{Cluster, DOCKER};
+use crate::backends::{Answer, Connection, ask_by_udp};
 use crate::check::{Counted, Counter};
 
 /// The maximum number of attempts. kube-proxy picks one of two or three backends at random each time. So

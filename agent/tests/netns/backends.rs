@@ -178,10 +178,32 @@ pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Ans
     let is_told = |error: &Error| Errno::from_io_error(error) == Some(Errno::MSGSIZE);
     let told = destination.is_ipv6() && outcome.as_ref().is_err_and(is_told);
     let length = if told { ask() } else { outcome }.with_context(what)?;
-    ensure!(length == size, "{}: the answer has {length} bytes", what());
-    let end = answer.iter().position(|byte| *byte == b'\n').with_context(what)?;
-    ensure!(answer[end + 1..length] == payload[end + 1..], "{}: other bytes came back", what());
-    Answer::new(str::from_utf8(&answer[..end])?, socket.local_addr()?)
+    read_answer(&answer[..length], &payload, socket.local_addr()?).with_context(what)
+}
+
+/// Does the same with a socket that is not connected, and fails if another address answers.
+///
+/// # Errors
+/// As [`ask_by_udp`].
+pub fn ask_by_unconnected_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Answer> {
+    let what = || format!("UDP from {} to {destination} ({size} bytes)", from.name());
+    let socket = udp(from, (unspecified(destination.ip()), 0));
+    let payload = payload(size);
+    let mut answer = vec![0; usize::from(u16::MAX)];
+    let (length, peer) = socket
+        .send_to(&payload, destination)
+        .and_then(|_| socket.recv_from(&mut answer))
+        .with_context(what)?;
+    ensure!(peer == destination, "{}: {peer} answers", what());
+    // Such a socket has a port, and no address.
+    read_answer(&answer[..length], &payload, socket.local_addr()?).with_context(what)
+}
+
+fn read_answer(answer: &[u8], asked: &[u8], client: SocketAddr) -> Result<Answer> {
+    ensure!(answer.len() == asked.len(), "the answer has {} bytes", answer.len());
+    let end = answer.iter().position(|byte| *byte == b'\n').context("an answer without a greeting")?;
+    ensure!(answer[end + 1..] == asked[end + 1..], "other bytes came back");
+    Answer::new(str::from_utf8(&answer[..end])?, client)
 }
 
 /// Succeeds when a connection is refused. It must be neither made nor left without an answer.
