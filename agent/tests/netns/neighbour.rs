@@ -38,6 +38,19 @@ pub fn add_neighbour(lab: &Lab) -> Result<Ns> {
     Ok(neighbour)
 }
 
+/// Leads packets of the world and of the neighbour to the first node, each by its own link.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn lead_to_first_node(lab: &Lab, neighbour: &Ns, networks: &[&str]) {
+    let node = lab.node(0).addresses();
+    for network in networks {
+        let via = node[usize::from(network.contains(':'))];
+        lab.underlay().ip(&format!("route add {network} via {via}")).unwrap();
+        neighbour.ip(&format!("route add {network} via {}", beside(via, 0, OWN))).unwrap();
+    }
+}
+
 /// Returns an address in the network of a node's (from 0) second uplink, of the same family as `like`.
 pub fn beside(like: IpAddr, node: usize, (last4, last6): (u8, u16)) -> IpAddr {
     match like {

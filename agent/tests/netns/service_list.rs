@@ -13,14 +13,15 @@ const STALE: &str = "service-list-stale";
 const PROBLEM: &str = "service-problem";
 /// The services of a running cluster: 15 that are served, and their endpoints.
 const REAL: &str = include_str!("../../../testdata/dual-stack/services.json");
-const SERVED: [&str; 2] = ["15", "45"];
+pub const SERVED: [&str; 2] = ["15", "45"];
 
 fn items() -> Vec<Value> {
     let list: Value = serde_json::from_str(REAL).unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
-fn has(node: &Node, [services, endpoints]: [&str; 2]) {
+/// Waits until an agent knows so many services and endpoints.
+pub fn has(node: &Node, [services, endpoints]: [&str; 2]) {
     let numbers = || [metric(node, "podwire_services"), metric(node, "podwire_service_endpoints")];
     let as_expected = || (numbers() == [services, endpoints]).then_some(());
     assert!(wait_until(as_expected).is_some(), "{:?}\n{}", numbers(), node.agent_log_tail(20));

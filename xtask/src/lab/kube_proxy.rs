@@ -86,11 +86,14 @@ impl KubeProxy {
     }
 }
 
+/// Returns a text from the cluster with both families, with the addresses of a lab's nodes and pods.
+#[must_use]
+pub fn renumbered(text: &str) -> String {
+    RENUMBERED.iter().fold(text.to_owned(), |text, (captured, here)| text.replace(captured, here))
+}
+
 fn of_lab(rules: &str) -> String {
-    let mut rules = rules.to_owned();
-    for (captured, here) in RENUMBERED {
-        rules = rules.replace(captured, here);
-    }
+    let rules = renumbered(rules);
     let mut parts = rules.split(ACCOUNTING);
     let first = parts.next().unwrap_or_default().to_owned();
     let behind_name =

@@ -3,6 +3,7 @@
 //! both directions pass the host's stack.
 
 mod cluster_ip;
+mod compared;
 mod connections;
 mod first_family;
 mod icmp_errors;

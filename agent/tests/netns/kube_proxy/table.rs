@@ -26,7 +26,7 @@ const STREAM: usize = 100_000;
 const DATAGRAMS: [usize; 2] = [1000, 4000];
 
 /// The protocol of a service's port.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
     Udp,

@@ -16,7 +16,7 @@ use crate::FAMILIES;
 use crate::backends::{Answer, Backends, Connection, ask_by_udp, ask_by_unconnected_udp};
 use crate::check::{Counted, Counter};
 use crate::commands::rows;
-use crate::neighbour::{DISTANT, OWN, add_neighbour, beside};
+use crate::neighbour::{DISTANT, add_neighbour, beside, lead_to_first_node};
 use crate::service::service;
 use crate::services::{ENTRIES, OPEN_ENTRIES, POD_PORT, SERVICE_PORT, hears_refusals, serves, slice};
 use crate::services_outside::{external, open, places};
@@ -26,6 +26,8 @@ use expected::{Address, Cell, Client, PLACES, Place, TABLE};
 
 /// The last part of the first service's addresses. The other services follow.
 const FIRST: u8 = 0x60;
+/// The networks of all addresses of services.
+const ADDRESSES: [&str; 4] = ["10.96.0.0/24", "fd00:10:96::/112", "203.0.113.0/24", "2001:db8:203::/64"];
 /// More bytes than any MTU here.
 const STREAM: usize = 100_000;
 /// A datagram that fits into a packet, and one that does not.
@@ -111,8 +113,8 @@ impl Table {
             let lines = format!("route replace default via 2001:db8::1 dev eth0 mtu {TUNNEL_MTU}");
             lab.world().ip(&lines).unwrap();
         }
+        lead_to_first_node(&lab, &neighbour, &ADDRESSES);
         let table = Self { pods, neighbour, lab };
-        table.lead_to_services();
         table.put_services();
         table
     }
@@ -148,21 +150,6 @@ impl Table {
             (Place::Itself, Client::Pod) => 5,
             (Place::Itself, Client::OtherPod) => 6,
             (Place::Itself, Client::Neighbour) => 7,
-        }
-    }
-
-    /// Leads the packets of clients outside to the first node.
-    fn lead_to_services(&self) {
-        let nodes = self.lab.node(0).addresses();
-        for (from, via) in [
-            (self.lab.underlay(), nodes.clone()),
-            (&self.neighbour, nodes.iter().map(|address| beside(*address, 0, OWN)).collect()),
-        ] {
-            let [via, via6] = via[..] else { panic!("one family") };
-            from.ip(&format!(
-                "route add 203.0.113.0/24 via {via}\nroute add 10.96.0.0/24 via {via}\nroute add 2001:db8:203::/64 via {via6}\nroute add fd00:10:96::/112 via {via6}\n"
-            ))
-            .unwrap();
         }
     }
 
@@ -217,7 +204,7 @@ impl Table {
         self.backends().map(|(name, ns, addresses)| {
             // The refusals of the table are more than a kernel sends otherwise.
             ns.sysctl("net/ipv4/icmp_ratemask", "0").unwrap();
-            ns.sysctl("net/ipv6/icmp/ratemask", "").unwrap();
+            ns.sysctl("net/ipv6/icmp/ratelimit", "0").unwrap();
             // A process that listens on all addresses would answer a datagram with the address of the
             // link by which it came.
             let mut backends = Backends::at(addresses[family]);
