@@ -44,7 +44,7 @@ use serde_json::Value;
 pub use cleanup::remove;
 pub use cni::{CniCall, CniOutput};
 pub use counters::Counts;
-pub use kube_proxy::{KubeProxy, renumbered};
+pub use kube_proxy::{KubeProxy, Proxied, renumbered};
 pub use monitor::Monitor;
 pub use node::Node;
 pub use ns::Ns;

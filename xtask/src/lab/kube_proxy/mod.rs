@@ -1,9 +1,13 @@
 //! kube-proxy's rules, as kube-proxy wrote them for two running clusters: one with IPv4 alone, whose
 //! nodes have the names and addresses of a lab's nodes, and one with both families.
 
+mod services;
+
 use std::fs;
 
 use anyhow::{Context as _, Result};
+
+pub use services::Proxied;
 
 use crate::lab::Node;
 
