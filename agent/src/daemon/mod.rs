@@ -279,6 +279,7 @@ impl Daemon {
                     let _ = host.reconcile(state, pods).await;
                     services.forget_places();
                 }
+                info!(services = services.len(), "service list applied");
             }
             Event::ServicesChanged(changes) => {
                 if let Some(problems) = &changes.problems {

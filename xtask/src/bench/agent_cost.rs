@@ -135,11 +135,16 @@ fn apply_list(lab: &Lab, node: &Node, list: &str) -> Result<Duration> {
 
 /// Runs an action on a thread that stays on [`CORE`]. Processes that it starts stay there, too.
 pub(crate) fn on_one_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_core(CORE, action)
+}
+
+/// Runs an action on a thread that stays on a core. Processes that it starts stay there, too.
+pub(crate) fn on_core<T: Send>(core: usize, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut cores = CpuSet::new();
-            cores.set(CORE);
-            sched_setaffinity(None, &cores).with_context(|| format!("stay on core {CORE}"))?;
+            cores.set(core);
+            sched_setaffinity(None, &cores).with_context(|| format!("stay on core {core}"))?;
             action()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::helper::Helper;
 use podwire_common::reason::Path as TrafficPath;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 use xtask::lab::{Families, Lab, Node, Ns};
 
 use crate::bench::Effort;
+use crate::bench::agent_cost::on_core;
 use crate::bench::client::{RoundTrips, Transport};
 use crate::bench::cni::{delete, milliseconds};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
@@ -56,7 +56,7 @@ fn cluster(programs: &Programs, object: Option<&Path>) -> Result<Lab> {
         builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
     }
     let lab = builder.build()?;
-    on_core(|| lab.nodes().iter().try_for_each(Node::start_agent))?;
+    on_core(CORE, || lab.nodes().iter().try_for_each(Node::start_agent))?;
     Ok(lab)
 }
 
@@ -113,7 +113,7 @@ fn beside_changes<T: Send>(lab: &Lab, measure: impl FnOnce() -> Result<T> + Send
     let all: Value = serde_json::from_str(&lab.node_list_with(OTHERS)?)?;
     let others = &all["items"].as_array().context("a list without items")?[lab.nodes().len()..];
     thread::scope(|scope| {
-        let changes = scope.spawn(|| on_core(|| change(lab, others, &is_over)));
+        let changes = scope.spawn(|| on_core(CORE, || change(lab, others, &is_over)));
         thread::sleep(BEGINNING);
         let operations = || read_gauge(lab.node(0), "podwire_operations_total");
         let (start, before) = (Instant::now(), operations()?);
@@ -168,17 +168,4 @@ fn change(lab: &Lab, others: &[Value], is_over: &AtomicBool) -> Result<()> {
         delete(&pod)?;
     }
     Ok(())
-}
-
-/// Runs an action on a thread that stays on [`CORE`]. Processes that it starts stay there, too.
-fn on_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let mut cores = CpuSet::new();
-            cores.set(CORE);
-            sched_setaffinity(None, &cores).with_context(|| format!("stay on core {CORE}"))?;
-            action()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -91,10 +91,14 @@ enum Group {
     Connect,
     /// New connections of a pod to the world while `podwire monitor` shows them.
     Listener,
-    /// A pod by its service, beside the same pod without it.
+    /// A pod by its service, beside the same pod without it, and beside kube-proxy's rules.
     Services,
+    /// A service among 1, 1,000 and 10,000, with Podwire and with kube-proxy's rules.
+    ServicesMany,
     /// A host outside reaches a pod by a service: with Podwire, and with rules as kube-proxy's.
     ServicesOutside,
+    /// 10,000 services with 50,000 endpoints from an API server over HTTP.
+    ServiceScale,
     /// IPv6 beside IPv4, between the same pods.
     Families,
     /// ADD, from the start of the plugin to its end.
@@ -204,8 +208,10 @@ impl Group {
             Self::CrossNode => Contest::OneFamily(between_nodes::measure),
             Self::Snat => Contest::OneFamily(world::round_trips),
             Self::Connect => Contest::OneFamily(world::connections),
-            Self::Services => Contest::OneFamily(services::measure),
-            Self::ServicesOutside => Contest::OneFamily(services::measure_outside),
+            Self::Services => Contest::OneFamily(services::inside::measure),
+            Self::ServicesMany => Contest::Ipv4(services::inside::measure_many),
+            Self::ServicesOutside => Contest::OneFamily(services::outside::measure),
+            Self::ServiceScale => Contest::Ipv4(services::scale::measure),
             Self::Families => Contest::BothFamilies(families::measure),
             Self::Cni => Contest::Ipv4(cni::measure),
             Self::Scale => Contest::Ipv4(scale::measure),

@@ -79,6 +79,8 @@ pub(crate) struct Way<'a> {
     pub(crate) mode: Mode,
     /// Additional arguments of the agents.
     pub(crate) arguments: &'a [&'a str],
+    /// The kind of kube-proxy's rules.
+    pub(crate) rules: KubeProxy,
     /// Another build of the object, in place of the embedded one.
     pub(crate) object: Option<&'a Path>,
     /// Another folder of binaries, in place of the released ones.
@@ -86,7 +88,8 @@ pub(crate) struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, arguments: &[], object: None, binaries: None };
+    pub(crate) const VXLAN: Self =
+        Self { mode: Mode::Vxlan, arguments: &[], rules: KubeProxy::Iptables, object: None, binaries: None };
     pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, ..Self::VXLAN };
     /// A tunnel with IPv6 headers outside, on nodes with both families.
     pub(crate) const VXLAN_IPV6: Self = Self { arguments: &["--tunnel-family", "ipv6"], ..Self::VXLAN };
@@ -201,16 +204,7 @@ impl Site {
         family: Family,
     ) -> Result<Self> {
         Self::between(name, reference(join, masquerade, place, family.families())?, place, |node, pod| {
-            let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
-            let ns = match family {
-                Family::Ipv4 => Ns::create(&calls[0].container_id)?,
-                Family::Ipv6 => Ns::create_as_the_kernel_does(&calls[0].container_id)?,
-            };
-            let output = reference::add(&mut calls)?;
-            ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
-            let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
-            let address = address.with_context(|| format!("no address in {}", output.answer))?;
-            Ok((ns, address.parse()?))
+            reference_pod(node, pod, join, masquerade, family)
         })
     }
 
@@ -233,7 +227,12 @@ impl Site {
 
     /// Makes a site of a pod that a client reaches by a service. Their lab outlives the site.
     pub(crate) fn of_service(name: &str, client: &Ns, server: &Pod, service: IpAddr) -> Self {
-        Self { address: service, ..Self::of_namespaces(name, client, server, server.address()) }
+        Self::of_namespaces(name, client, server, server.address()).by(service)
+    }
+
+    /// Replaces the address at which the client reaches the server.
+    pub(crate) fn by(self, service: IpAddr) -> Self {
+        Self { address: service, ..self }
     }
 
     fn between(
@@ -262,7 +261,7 @@ pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place, families:
     }
     let lab = builder.agents(false).build()?;
     for node in lab.nodes() {
-        KubeProxy::Iptables.write_rules(node)?;
+        way.rules.write_rules(node)?;
     }
     lab.nodes().iter().try_for_each(Node::start_agent)?;
     Ok(lab)
@@ -280,6 +279,26 @@ pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place, famili
     }
     reference::set_up(&lab, join, masquerade)?;
     Ok(lab)
+}
+
+/// Adds a pod to a node of the reference, and returns its address.
+pub(crate) fn reference_pod(
+    node: &Node,
+    pod: &str,
+    join: Join,
+    masquerade: Masquerade,
+    family: Family,
+) -> Result<(Ns, IpAddr)> {
+    let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
+    let ns = match family {
+        Family::Ipv4 => Ns::create(&calls[0].container_id)?,
+        Family::Ipv6 => Ns::create_as_the_kernel_does(&calls[0].container_id)?,
+    };
+    let output = reference::add(&mut calls)?;
+    ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
+    let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
+    let address = address.with_context(|| format!("no address in {}", output.answer))?;
+    Ok((ns, address.parse()?))
 }
 
 fn builder(place: Place, families: Families) -> Builder {

@@ -26,7 +26,12 @@ pub(crate) struct Connections<'a> {
 
 impl<'a> Connections<'a> {
     pub(crate) fn new(site: &'a Site) -> Self {
-        Self { site, next_port: FIRST_PORT }
+        Self::from_port(site, FIRST_PORT)
+    }
+
+    /// As [`Self::new`], with another first port: another client has used the server's first ones.
+    pub(crate) fn from_port(site: &'a Site, port: u16) -> Self {
+        Self { site, next_port: port }
     }
 
     /// Returns the connections per second. A connection lasts from the client's SYN to the client's
