@@ -1,11 +1,12 @@
 //! Services with session affinity: pods, the node's own processes and clients outside keep their
 //! backends.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use podwire_common::names::maps;
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
 use crate::host_processes::connect;
@@ -44,8 +45,8 @@ impl Sticky {
         sticky
     }
 
-    /// Gives the service these backends.
-    fn serve(&self, backends: &[usize]) {
+    /// Returns the Service object.
+    fn object(&self) -> Value {
         let mut object = object("sticky", service(LAST));
         object["spec"]["type"] = "NodePort".into();
         for port in object["spec"]["ports"].as_array_mut().unwrap() {
@@ -53,10 +54,21 @@ impl Sticky {
         }
         object["spec"]["sessionAffinity"] = "ClientIP".into();
         object["spec"]["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": self.seconds } });
+        object
+    }
+
+    /// Gives the service these backends.
+    fn serve(&self, backends: &[usize]) {
         let of_family = |family: usize| -> Vec<IpAddr> {
             backends.iter().map(|index| self.pods[*index].addresses()[family]).collect()
         };
-        put_object(&self.lab, "sticky", object, [&of_family(0), &of_family(1)], ENTRIES + OPEN_ENTRIES);
+        put_object(
+            &self.lab,
+            "sticky",
+            self.object(),
+            [&of_family(0), &of_family(1)],
+            ENTRIES + OPEN_ENTRIES,
+        );
     }
 
     fn node(&self) -> &Node {
@@ -153,6 +165,30 @@ fn clients_keep_their_backends() {
     assert_eq!(ask_all(), first);
     sticky.node().start_agent().unwrap();
     assert_eq!(ask_all(), first);
+}
+
+#[test]
+fn affinity_is_switched_off_and_on_again() {
+    let sticky = Sticky::new(LONG);
+    let servers = sticky.servers();
+    let mut without = sticky.object();
+    without["spec"]["sessionAffinity"] = "None".into();
+    without["spec"].as_object_mut().unwrap().remove("sessionAffinityConfig");
+    let each_keeps = |is_kept: bool| {
+        for (family, servers) in servers.iter().enumerate() {
+            for client in sticky.clients(family) {
+                let backends = || (0..CONNECTIONS).map(|_| servers.connect(client));
+                let is_one = || backends().collect::<BTreeSet<_>>().len() == 1;
+                let as_expected = wait_until(|| (is_one() == is_kept).then_some(()));
+                assert!(as_expected.is_some(), "{} to {}, affinity {is_kept}", client.0.name(), client.1);
+            }
+        }
+    };
+    each_keeps(true);
+    sticky.lab.api_server().unwrap().put(without);
+    each_keeps(false);
+    sticky.lab.api_server().unwrap().put(sticky.object());
+    each_keeps(true);
 }
 
 #[test]
