@@ -48,7 +48,6 @@ mod pool;
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod records;
 #[path = "../tests/prog/service_kinds.rs"]
-#[expect(dead_code, reason = "the packet tables use the rest")]
 mod service_kinds;
 
 use anyhow::{Context as _, Result, ensure};

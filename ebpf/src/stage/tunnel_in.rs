@@ -143,7 +143,7 @@ fn open<I: KnownIp>(
         && let Some(way) = fastpath::from_tunnel(ctx, packet, sender)
     {
         return match unwrap(ctx, envelope, packet)? {
-            true => way.from_tunnel(ctx, packet),
+            true => way.deliver(ctx, packet),
             false => Ok(Verdict::PASS),
         };
     }

@@ -197,7 +197,7 @@ impl<A: FlowAddr> IntoPod<A> {
     /// # Errors
     /// [`Drop::RewriteFailed`].
     #[inline(always)]
-    pub fn from_tunnel<I: KnownIp<FlowAddr = A>>(&self, ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    pub fn deliver<I: KnownIp<FlowAddr = A>>(&self, ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
         if self.is_served {
             packet.base = 0;
             return self.answer(ctx, packet);
