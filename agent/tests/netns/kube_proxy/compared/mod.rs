@@ -34,8 +34,8 @@ const AT_MOST: usize = 100;
 /// How long a client waits. A refusal may come a second late: the kernel only notes an error that
 /// comes while it holds the socket's lock, until it sends again.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Clients that ask at the same time.
-const AT_ONCE: usize = 256;
+/// Clients that ask at the same time: fewer than the connections that wait for a server (128).
+const AT_ONCE: usize = 100;
 
 #[derive(Clone, Copy, Debug)]
 enum Client {
@@ -72,16 +72,11 @@ struct Difference {
     includes: fn(&(Client, Frontend)) -> bool,
 }
 
-const DIFFERENCES: [Difference; 4] = [
+const DIFFERENCES: [Difference; 3] = [
     Difference {
         reason: "the programs do not serve ClusterIPs to clients outside",
         modes: &[KubeProxy::Nftables, KubeProxy::Iptables],
         includes: |(client, frontend)| client.is_outside() && frontend.kind.is_of_cluster(),
-    },
-    Difference {
-        reason: "the programs leave the API server's service to kube-proxy for processes",
-        modes: &[KubeProxy::Nftables, KubeProxy::Iptables],
-        includes: |(client, frontend)| client.is_process() && frontend.service == "kubernetes",
     },
     Difference {
         reason: "in this mode, kube-proxy serves NodePorts at the InternalIP only",
@@ -110,10 +105,6 @@ enum Outcome {
 impl Client {
     fn is_outside(self) -> bool {
         matches!(self, Self::World | Self::Neighbour)
-    }
-
-    fn is_process(self) -> bool {
-        matches!(self, Self::Process | Self::OtherProcess)
     }
 }
 
