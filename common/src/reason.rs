@@ -156,7 +156,8 @@ numbered! {
         /// A pod's packet to a port that the service of a ClusterIP does not have. The programs
         /// answer it as a packet without a backend.
         ServicePortUnknown = 50 "service-port-unknown",
-        /// A pod's packet to an address of `--service-networks` that no service has.
+        /// A pod's packet to an address of `--service-networks` that no service has; or a packet of a
+        /// connection to a service that has lost its translation.
         ServiceAddressUnknown = 51 "service-address-unknown",
         /// A client is in none of the networks that may use a load balancer's address
         /// (`loadBalancerSourceRanges`).
@@ -203,7 +204,9 @@ impl Drop {
             }
             Self::NoBackend => "Look at the service's pods: `podwire services` shows why each is not used.",
             Self::ServicePortUnknown => "Look at the service's ports: `podwire services --address`.",
-            Self::ServiceAddressUnknown => "Look for a client that keeps the address of a deleted service.",
+            Self::ServiceAddressUnknown => {
+                "Look for a client that keeps the address of a deleted service, or a connection from before kube-proxy was removed."
+            }
             Self::NoLocalBackend => {
                 "Run a pod of the service on this node, or set its traffic policy to `Cluster`."
             }

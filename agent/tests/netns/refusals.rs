@@ -1,7 +1,7 @@
 //! Services without an endpoint: pods and the node's own processes learn at once that nothing
 //! answers. No rule of the host refuses anything here.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use xtask::lab::traffic;
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
 use crate::check::drops;
-use crate::commands::rows;
+use crate::commands::{rows, text};
 use crate::forwarding_pod::{BEHIND, INSIDE, forwarding_pod};
 use crate::host_processes::{LOOPBACKS, answered, connect};
 use crate::service::service;
@@ -279,6 +279,16 @@ fn addresses_and_ports_that_no_service_has_are_refused() {
         }
         check_served(&client, &server, address);
         check_served(node, &server, address);
+        // A connection that has lost its translation does not leave for the world.
+        let _listener = listen(&server, (unspecified(address), POD_PORT));
+        let mut stream = connect_from(&client, (unspecified(address), 0), destination(address)).unwrap();
+        let port = stream.local_addr().unwrap().port().to_string();
+        let of_stream = ["--address", &address.to_string(), "--port", &port, "--protocol", "tcp"];
+        text(node, &[&["flows", "--delete"][..], &of_stream].concat());
+        let before = count(ServiceAddressUnknown);
+        stream.write_all(b"question").unwrap();
+        let is_dropped = || (count(ServiceAddressUnknown) > before).then_some(());
+        assert!(wait_until(is_dropped).is_some(), "{address}");
     }
     let shown = rows(node, &["services"]);
     assert!(shown.iter().all(|row| row["port"] == SERVICE_PORT), "{shown:?}");

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use podwire_common::abi;
-use podwire_common::names::programs::FROM_POD;
+use podwire_common::names::programs::{FROM_POD, TO_UPLINK};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode};
 use podwire_core::services::{Answer, Backend, Frontend, FrontendKind, Protocol, ServedPort, ServiceName};
@@ -255,6 +255,9 @@ fn check_network<A: Address>() {
     ] {
         node.check(what, FROM_POD, link, &packet.build(), expect);
     }
+    // No rule of the host knows the connection either, and the stack sends it to the world.
+    let lost = Expect::Drop(Reason::ServiceAddressUnknown);
+    node.check("a connection that nobody knows", TO_UPLINK, node.uplink, &of_service.build(), lost);
     check_nothing_stays::<A>(&node);
     // kube-proxy serves another port of the service.
     let name = ServiceName { namespace: "default".into(), name: "web".into() };

@@ -3,7 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        FAMILY_IPV4, FAMILY_IPV6, NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_ESTABLISHED, TRANSLATION_SNAT,
+        FAMILY_IPV4, FAMILY_IPV6, NETWORK_KEEPS_ADDRESS, NETWORK_OF_SERVICES, NETWORK_REFUSED,
+        STATE_ESTABLISHED, TRANSLATION_SNAT,
     },
     addr::Addr,
     nat,
@@ -32,6 +33,11 @@ pub fn out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     let network = maps::network(&destination);
     if network & (NETWORK_KEEPS_ADDRESS | NETWORK_REFUSED) == NETWORK_REFUSED {
         return Err(Drop::IpsecPolicy);
+    }
+    // Neither the programs nor the host's rules have translated it: a connection whose translation is
+    // gone, for example. The world has no services of this cluster.
+    if network & NETWORK_OF_SERVICES != 0 {
+        return Err(Drop::ServiceAddressUnknown);
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
