@@ -31,10 +31,11 @@ impl Verdict {
     /// The packet passes unchanged to other programs and the host stack, and is not counted.
     pub const PASS: Self = Self::new(UNCOUNTED, TC_ACT_UNSPEC);
 
-    /// The packet goes to the program for services ([`serve`]). Nothing has changed the packet.
+    /// The packet goes to the program for services ([`serve`]). At most its outer headers were removed.
     pub const SERVE: Self = Self::new(UNCOUNTED - 2, TC_ACT_UNSPEC);
 
-    /// The packet goes to the program for clients outside ([`serve`]). Nothing has changed the packet.
+    /// The packet goes to the program for clients outside ([`serve`]). At most its outer headers were
+    /// removed.
     pub const OUTSIDE: Self = Self::new(UNCOUNTED - 3, TC_ACT_UNSPEC);
 
     /// Makes the verdict that passes the packet to the host stack and counts it under `path`.

@@ -163,7 +163,10 @@ fn open<I: KnownIp>(
         return Ok(Verdict::PASS);
     }
     let Some(endpoint) = endpoint else {
-        return match outside::is_relayed_answer(packet) && unwrap_whole(ctx, envelope, packet)? {
+        // The kernel would still take a large segment for one in a tunnel, and might leave its
+        // segmentation to a link that cannot do that. The VXLAN device clears the mark.
+        let is_single = ctx.segment_payload() == 0;
+        return match is_single && outside::is_relayed_answer(packet) && unwrap_whole(ctx, envelope, packet)? {
             true => Ok(Verdict::OUTSIDE),
             false => Ok(Verdict::PASS),
         };
