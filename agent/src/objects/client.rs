@@ -103,7 +103,8 @@ impl Access {
             }
             (None, url) => match (Config::incluster(), url) {
                 (Ok(config), _) => {
-                    name = config.cluster_url.host().map(str::to_owned);
+                    // An IPv6 address has brackets in a URL, and none in a certificate.
+                    name = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
                     config
                 }
                 (Err(InClusterError::ReadEnvironmentVariable(_)), Some(url)) => Config::new(url.clone()),
@@ -147,6 +148,21 @@ struct Current {
     trusted: Option<Vec<Vec<u8>>>,
     /// The number of clients before this one.
     number: u64,
+    /// The endpoint that it asks. `None`: the configured address.
+    endpoint: Option<SocketAddr>,
+    /// Whether a follower has gone on to another address already.
+    is_skipped: bool,
+}
+
+/// What the agent does about an address without an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skipped {
+    /// It goes on to one that it has not tried yet.
+    One,
+    /// It has tried all, and begins again.
+    Last,
+    /// There is only this one.
+    Nothing,
 }
 
 /// A client for the objects of one kind.
@@ -171,7 +187,8 @@ impl Server {
         let (first, name) = access.config(silence).await?;
         let configured = first.cluster_url;
         let ways = name.map(|_| Ways::new(endpoints, access.api_server.is_some()));
-        let current = Mutex::new(Current::new(config(&access, silence, ways.as_ref()).await?, 0)?);
+        let endpoint = ways.as_ref().and_then(Ways::now);
+        let current = Mutex::new(Current::new(config(&access, silence, endpoint).await?, 0, endpoint)?);
         Ok(Arc::new(Self { access, silence, configured, ways, current }))
     }
 
@@ -196,11 +213,12 @@ impl Server {
         Numbered { kube: limited(current.client.clone(), answered), number: current.number }
     }
 
-    /// Returns a client for a write, with the token and the certificates of now.
+    /// Returns a client for a write, with the token and the certificates of now. It asks where the
+    /// followers ask, since that address answers.
     pub(crate) async fn writer(&self) -> Result<Client, String> {
-        let config =
-            config(&self.access, self.silence, self.ways.as_ref()).await.map_err(|error| whole(&error))?;
-        let current = Current::new(config, 0).map_err(|error| whole(&error))?;
+        let endpoint = self.current().endpoint;
+        let config = config(&self.access, self.silence, endpoint).await.map_err(|error| whole(&error))?;
+        let current = Current::new(config, 0, endpoint).map_err(|error| whole(&error))?;
         Ok(limited(current.client, watch::channel(()).0))
     }
 
@@ -210,8 +228,9 @@ impl Server {
         if self.current().number != number {
             return;
         }
-        let renewed = match config(&self.access, self.silence, self.ways.as_ref()).await {
-            Ok(config) => Current::new(config, number + 1),
+        let endpoint = self.ways.as_ref().and_then(Ways::now);
+        let renewed = match config(&self.access, self.silence, endpoint).await {
+            Ok(config) => Current::new(config, number + 1, endpoint),
             Err(error) => Err(error),
         };
         match renewed {
@@ -231,20 +250,23 @@ impl Server {
     }
 
     /// Goes on to the next address of the server, if it has several: there is no answer at that of
-    /// the client of this number. Returns whether there is a next one.
-    pub(super) fn skip(&self, number: u64) -> bool {
+    /// the client of this number.
+    pub(super) fn skip(&self, number: u64) -> Skipped {
         let Some(ways) = self.ways.as_ref().filter(|ways| ways.are_several()) else {
-            return false;
+            return Skipped::Nothing;
         };
-        if self.current().number == number {
+        let mut current = self.current();
+        // Several followers share the client, and fail at once.
+        if current.number == number && !std::mem::replace(&mut current.is_skipped, true) {
             ways.skip();
         }
-        true
+        drop(current);
+        if ways.is_round_over() { Skipped::Last } else { Skipped::One }
     }
 
     /// Returns whether the files now name other certificates than those that the client trusts.
     pub(super) async fn trusts_what_was(&self) -> bool {
-        let now = config(&self.access, self.silence, self.ways.as_ref()).await;
+        let now = config(&self.access, self.silence, None).await;
         now.is_ok_and(|now| now.root_cert != self.current().trusted)
     }
 
@@ -253,10 +275,14 @@ impl Server {
     }
 }
 
-/// Returns the configuration with the address to ask now.
-async fn config(access: &Access, silence: Duration, ways: Option<&Ways>) -> Result<Config, ClientError> {
+/// Returns the configuration with the address of an endpoint, if there is one.
+async fn config(
+    access: &Access,
+    silence: Duration,
+    endpoint: Option<SocketAddr>,
+) -> Result<Config, ClientError> {
     let (mut config, name) = access.config(silence).await?;
-    if let (Some(name), Some(endpoint)) = (name, ways.and_then(Ways::now))
+    if let (Some(name), Some(endpoint)) = (name, endpoint)
         && let Ok(url) = format!("https://{endpoint}").parse()
     {
         config.cluster_url = url;
@@ -272,14 +298,14 @@ impl std::fmt::Debug for Server {
 }
 
 impl Current {
-    fn new(config: Config, number: u64) -> Result<Self, ClientError> {
+    fn new(config: Config, number: u64, endpoint: Option<SocketAddr>) -> Result<Self, ClientError> {
         let (url, trusted) = (config.cluster_url.clone(), config.root_cert.clone());
         let shown = url.to_string();
         // The builder sets up TLS: an unusable certificate shows here.
         let builder = ClientBuilder::try_from(config)
             .map_err(|reason| ClientError::Client { url, reason: Box::new(reason) })?;
         let client = builder.with_layer(&MapRequestLayer::new(as_of_now)).build();
-        Ok(Self { client, url: shown, trusted, number })
+        Ok(Self { client, url: shown, trusted, number, endpoint, is_skipped: false })
     }
 }
 

@@ -13,12 +13,15 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
 use super::Pace;
-use super::client::{Server, whole};
+use super::client::{Server, Skipped, whole};
 use super::watched::{Kind, ObjectName, Watched};
 
 /// Objects of a page, where the API server does not stream the list. The agent holds a whole page
 /// at a time.
 const PAGE: u32 = 200;
+
+/// The most reasons to report before the server answers again.
+const REASONS: usize = 16;
 
 /// A follower's report about the objects of its kind.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ pub(crate) async fn follow<K: Kind, C: From<Change<K>>>(
         strategy: InitialListStrategy::StreamingList,
         pauses: DefaultBackoff::default(),
         listing: Vec::new(),
-        lost: None,
+        lost: Vec::new(),
         client: 0,
         is_listing: true,
         answered: None,
@@ -103,8 +106,8 @@ struct Follower<'a, K: Kind, C> {
     pauses: DefaultBackoff,
     /// The objects of a list that is not complete yet.
     listing: Vec<(ObjectName, K::Kept)>,
-    /// The reason why the server does not answer.
-    lost: Option<String>,
+    /// The reasons why the server does not answer.
+    lost: Vec<String>,
     /// The number of the client.
     client: u64,
     /// Whether the requested list is not complete yet.
@@ -159,9 +162,13 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
                         debug!("the watch of {} is resumed: {}", K::PLURAL, whole(&broken));
                     }
                     Some(Err(error)) => {
-                        next = self.note(&error).await;
-                        let pause = self.pauses.next().unwrap_or(self.pace.pause);
-                        resume = Instant::now() + pause.min(self.pace.pause);
+                        let is_untried;
+                        (next, is_untried) = self.note(&error).await;
+                        // All addresses are tried before a pause.
+                        if !is_untried {
+                            let pause = self.pauses.next().unwrap_or(self.pace.pause);
+                            resume = Instant::now() + pause.min(self.pace.pause);
+                        }
                     }
                     None => return Next::Again,
                 },
@@ -203,8 +210,9 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
         let _ = self.reports.send(Report { plural: K::PLURAL, news }).await;
     }
 
-    /// Reports why the server cannot be asked. Returns how the agent must go on, if not as before.
-    async fn note(&mut self, error: &WatchError) -> Option<Next> {
+    /// Reports why the server cannot be asked. Returns how the agent must go on, if not as before, and
+    /// whether that is at an address that it has not tried.
+    async fn note(&mut self, error: &WatchError) -> (Option<Next>, bool) {
         let status = status_of(error);
         self.answers.mark_unchanged();
         self.answered = None;
@@ -212,7 +220,7 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
         if matches!(status, Some(400 | 422)) && self.strategy == InitialListStrategy::StreamingList {
             info!("the API server does not stream lists: the agent asks for {} page by page", K::PLURAL);
             self.strategy = InitialListStrategy::ListWatch;
-            return Some(Next::Again);
+            return (Some(Next::Again), false);
         }
         // The version is too old. Only a new list is needed; the server is not reported as lost.
         if status == Some(410) {
@@ -220,7 +228,7 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
                 "the API server no longer has the changes of {} since the last list: the agent asks for the whole list again",
                 K::PLURAL
             );
-            return matches!(error, WatchError::WatchStartFailed(_)).then_some(Next::Again);
+            return (matches!(error, WatchError::WatchStartFailed(_)).then_some(Next::Again), false);
         }
         let hint = match status {
             Some(401) => " (the token is not valid: the agent reads it again)",
@@ -229,22 +237,26 @@ impl<K: Kind, C: From<Change<K>>> Follower<'_, K, C> {
         };
         let url = self.server.url();
         let reason = format!("ask the API server {url} for {}: {}{hint}", K::PLURAL, whole(error));
-        if self.lost.as_ref() != Some(&reason) {
-            self.lost = Some(reason.clone());
+        // The reason names the address, and the agent may come back to an address.
+        if self.lost.len() < REASONS && !self.lost.contains(&reason) {
+            self.lost.push(reason.clone());
             self.report(News::Lost(reason)).await;
         }
-        let is_other = match status {
-            Some(401) => true,
-            Some(_) => false,
-            None => self.server.skip(self.client) || self.server.trusts_what_was().await,
+        let skipped = match status {
+            // A server that cannot ask etcd, for example, is as good as none.
+            None | Some(429 | 500..) => self.server.skip(self.client),
+            Some(_) => Skipped::Nothing,
         };
-        is_other.then_some(Next::Renew)
+        let is_other = skipped != Skipped::Nothing
+            || status == Some(401)
+            || status.is_none() && self.server.trusts_what_was().await;
+        (is_other.then_some(Next::Renew), skipped == Skipped::One)
     }
 
     /// Notes that the server has answered and no error followed.
     async fn found(&mut self) {
         self.answered = None;
-        if self.lost.take().is_some() {
+        if !std::mem::take(&mut self.lost).is_empty() {
             info!(url = self.server.url(), "the API server answers again");
             self.report(News::Found).await;
         }

@@ -20,6 +20,8 @@ pub(super) struct Ways {
     is_configured_first: bool,
     file: Option<PathBuf>,
     state: Arc<Mutex<State>>,
+    /// Held while the file is written. Nobody else waits for a slow disk.
+    writing: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +38,7 @@ impl Ways {
     pub(super) fn new(file: Option<PathBuf>, is_configured_first: bool) -> Self {
         let endpoints = file.as_deref().map(read).unwrap_or_default();
         let state = Arc::new(Mutex::new(State { endpoints: rotated(endpoints), failures: 0 }));
-        Self { is_configured_first, file, state }
+        Self { is_configured_first, file, state, writing: Arc::default() }
     }
 
     /// Returns the endpoint to ask now. `None`: the configured address.
@@ -60,6 +62,12 @@ impl Ways {
         state.failures = state.failures.wrapping_add(1);
     }
 
+    /// Returns whether the address of now is the first one again: none has answered.
+    pub(super) fn is_round_over(&self) -> bool {
+        let state = lock(&self.state);
+        state.failures.is_multiple_of(state.endpoints.len() + 1)
+    }
+
     /// Takes the endpoints that the service has now, and writes them into the file. An address that
     /// answers stays in use until it fails.
     pub(super) fn replace(&self, endpoints: Vec<SocketAddr>) {
@@ -72,12 +80,13 @@ impl Ways {
         }
         known.endpoints = rotated(endpoints);
         drop(known);
-        let (Some(file), state) = (self.file.clone(), Arc::clone(&self.state)) else { return };
-        // A disk can be slow.
+        let Some(file) = self.file.clone() else { return };
+        let (state, writing) = (Arc::clone(&self.state), Arc::clone(&self.writing));
         tokio::task::spawn_blocking(move || {
-            // Under the lock, so that the last write has the last endpoints.
-            let state = lock(&state);
-            let written = serde_json::to_vec(&state.endpoints)
+            // The last write has the last endpoints, because each write reads them.
+            let _writing = lock(&writing);
+            let endpoints = lock(&state).endpoints.clone();
+            let written = serde_json::to_vec(&endpoints)
                 .map_err(|error| error.to_string())
                 .and_then(|text| files::replace(&file, &text).map_err(|error| error.to_string()));
             if let Err(reason) = written {
@@ -87,7 +96,7 @@ impl Ways {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -141,7 +150,7 @@ mod tests {
             assert_eq!(ways.now(), None);
             ways.state.lock().unwrap().failures = 0;
             ways.replace(endpoints(3));
-            assert!(ways.are_several());
+            assert!(ways.are_several() && ways.is_round_over());
             let tried = tried(&ways, 8);
             assert_eq!(tried[..4], tried[4..]);
             let place = if is_first { 0 } else { 3 };
@@ -149,6 +158,11 @@ mod tests {
             let mut others: Vec<_> = tried[..4].iter().flatten().copied().collect();
             others.sort_unstable();
             assert_eq!(others, endpoints(3));
+            let over = [0; 4].map(|_| {
+                ways.skip();
+                ways.is_round_over()
+            });
+            assert_eq!(over, [false, false, false, true]);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The API servers themselves as endpoints of the service `default/kubernetes`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,13 @@ use xtask::lab::traffic::reserved_address;
 
 use super::*;
 use crate::in_pod::{INSIDE, Options, in_pod, service_account};
-use crate::watching::open_https;
+use crate::watching::{LOOPBACKS, open_https};
 
 const NAME: &str = "services::api_servers::an_agent_needs_no_cluster_ip_of_the_api_server";
 /// The variable with the path of the file of endpoints.
 const KEPT: &str = "PODWIRE_TEST_KEPT";
-/// In the place of the ClusterIP. No server listens there.
-const CLUSTER_IP: &str = "127.96.0.1";
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// In the place of the ClusterIP of each family. No server listens at port 443 there.
+const CLUSTER_IPS: [&str; 2] = ["127.96.0.1", "::1"];
 
 /// An earlier agent has kept two endpoints. At one of them, no server listens. The agent gets the
 /// services from the other one, and with them all endpoints of now. When its server stops, it goes
@@ -32,21 +31,27 @@ async fn an_agent_needs_no_cluster_ip_of_the_api_server() {
         watch_until_the_second_service().await;
         return;
     }
+    for (loopback, cluster_ip) in LOOPBACKS.into_iter().zip(CLUSTER_IPS) {
+        check_agent(loopback, cluster_ip);
+    }
+}
+
+fn check_agent(loopback: IpAddr, cluster_ip: &str) {
     // As any client in a pod, the agent checks the certificate for the address in its environment.
-    let certificate = Certificate::new(&[CLUSTER_IP]).unwrap();
+    let certificate = Certificate::new(&[cluster_ip]).unwrap();
     let servers = [0; 2].map(|_| with_services(1));
     let addresses = servers.each_ref().map(|server| {
         server.only_tokens(&["of the pod"]);
-        open_https(server, HERE, certificate.clone())
+        open_https(server, loopback, certificate.clone())
     });
     servers.iter().for_each(|server| server.put(slice_of_kubernetes(addresses)));
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("api-servers.json");
-    let nowhere = reserved_address(HERE).unwrap();
+    let nowhere = reserved_address(loopback).unwrap();
     std::fs::write(&kept, json!([nowhere, addresses[0]]).to_string()).unwrap();
     let account = service_account(&certificate);
     let mut agent = in_pod(NAME, account.path());
-    agent.envs([("KUBERNETES_SERVICE_HOST", CLUSTER_IP), ("KUBERNETES_SERVICE_PORT", "443")]);
+    agent.envs([("KUBERNETES_SERVICE_HOST", cluster_ip), ("KUBERNETES_SERVICE_PORT", "443")]);
     let mut agent = agent.env(KEPT, &kept).stdout(Stdio::null()).spawn().unwrap();
     wait_until("the agent keeps the endpoints", || {
         let text = std::fs::read(&kept).unwrap();
@@ -90,13 +95,14 @@ fn slice_of_kubernetes(addresses: [SocketAddr; 2]) -> serde_json::Value {
     // Both have one address, so the ports make the difference.
     let ports = addresses.map(|at| json!({ "name": "https", "port": at.port(), "protocol": "TCP" }));
     json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "addressType": if addresses[0].is_ipv4() { "IPv4" } else { "IPv6" },
         "metadata": {
             "namespace": "default", "name": "kubernetes",
             "labels": { "kubernetes.io/service-name": "kubernetes" },
         },
         "ports": ports,
-        "endpoints": [{ "addresses": [HERE], "conditions": { "ready": true } }],
+        "endpoints": [{ "addresses": [addresses[0].ip()], "conditions": { "ready": true } }],
     })
 }
 
