@@ -109,15 +109,16 @@ impl Services {
     ) -> bool {
         let were_none = state.model.services.is_empty();
         let node = this_node(state);
+        // The API servers' own addresses are not for processes, whichever service has them.
+        let all = changed.iter().any(ServiceName::is_kubernetes).then(|| self.names()).unwrap_or_default();
+        let changed: BTreeSet<_> = changed.iter().chain(&all).collect();
         let places = self.places.take().unwrap_or_else(|| Places::of(&state.model));
-        let changed: Vec<_> = changed.iter().collect();
+        let changed: Vec<_> = changed.into_iter().collect();
         for some in changed.chunks(AT_ONCE) {
             self.serve_some(state, upkeep, some, &node, &places).await;
         }
         self.places = Some(places);
-        if let Some(closer) = &self.closer {
-            closer.wake();
-        }
+        self.wake_closer();
         if changed.len() > AT_ONCE {
             memory::give_back();
         }
@@ -159,6 +160,13 @@ impl Services {
     /// Forgets where pods and nodes are. Call it when that may have changed.
     pub(super) fn forget_places(&mut self) {
         self.places = None;
+    }
+
+    /// Lets the closer look at the sockets.
+    pub(super) fn wake_closer(&self) {
+        if let Some(closer) = &self.closer {
+            closer.wake();
+        }
     }
 
     /// Tells the closer of sockets of each change from now on.

@@ -33,13 +33,14 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
             &all_places
         }
     };
+    let api_servers = api_servers(model);
     for (name, ports) in services {
         let mut addresses = BTreeMap::new();
         for port in ports {
             for frontend in &port.frontends {
                 let is_served = why_not(&model.services, places, name, port, frontend).is_none();
                 if is_served {
-                    let flags = flags_of(model, name, frontend);
+                    let flags = flags_of(model, &api_servers, name, frontend);
                     Clients::ALL.iter().for_each(|of| add(&mut slice, name, port, frontend, *of, flags));
                 }
                 if frontend.kind == FrontendKind::ClusterIp {
@@ -258,15 +259,23 @@ fn number_of(transport: Protocol) -> u8 {
 /// A process has one of this node's addresses, but the program at its call does not know which. So it
 /// may use an address with source ranges only if they have this node's InternalIP.
 ///
-/// The address at which the agent itself reaches the API server is not for processes. If the API
+/// The addresses at which the agent itself reaches the API server are not for processes. If the API
 /// server moved while the agent has no connection, tables that only the agent renews would keep the
-/// agent away from it for ever.
-fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
-    let is_asked = match model.api_server {
-        Some(asked) => asked == SocketAddr::new(frontend.address, frontend.port.get()),
-        // Its name may lead to the ClusterIP.
-        None => name.is_kubernetes(),
-    };
+/// agent away from it for ever. Any user may give a service the API server's own address as an external
+/// one.
+fn flags_of(
+    model: &Model,
+    api_servers: &BTreeSet<SocketAddr>,
+    name: &ServiceName,
+    frontend: &Frontend,
+) -> u32 {
+    let place = SocketAddr::new(frontend.address, frontend.port.get());
+    let is_asked = api_servers.contains(&place)
+        || match model.api_server {
+            Some(asked) => asked == place,
+            // Its name may lead to the ClusterIP.
+            None => name.is_kubernetes(),
+        };
     let ranges = &frontend.source_ranges;
     let of_node = model.own.iter().flat_map(Node::addresses);
     let admits_node = ranges.is_empty() || of_node.into_iter().any(|address| contains(ranges, address));
@@ -274,6 +283,13 @@ fn flags_of(model: &Model, name: &ServiceName, frontend: &Frontend) -> u32 {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     flag(!for_processes, abi::SERVICE_NOT_FOR_PROCESSES)
         | flag(!ranges.is_empty(), abi::SERVICE_HAS_SOURCE_RANGES)
+}
+
+/// Returns the endpoints of the service `default/kubernetes`.
+fn api_servers(model: &Model) -> BTreeSet<SocketAddr> {
+    let ports = model.services.get_key_value(&ServiceName::kubernetes()).map(|(_, ports)| ports);
+    let backends = ports.into_iter().flatten().flat_map(|port| port.cluster.iter().chain(&port.local));
+    backends.map(|backend| SocketAddr::new(backend.address, backend.port.get())).collect()
 }
 
 fn contains(ranges: &[IpNet], address: IpAddr) -> bool {
@@ -360,6 +376,11 @@ mod tests {
             model.api_server = Some((IpAddr::from(address), port).into());
             assert_eq!(flags(&model), expected, "{address:?}:{port}");
         }
+        // A service has the API server's own address.
+        model
+            .services
+            .set(&name("kubernetes"), Some(vec![port(FrontendKind::ClusterIp, [10, 96, 0, 1], BALANCER)]));
+        assert_eq!(flags(&model), [0, no]);
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub struct ServiceName {
 }
 
 impl ServiceName {
+    /// Returns the name of the service of the API servers.
+    pub fn kubernetes() -> Self {
+        Self { namespace: "default".into(), name: "kubernetes".into() }
+    }
+
     /// Returns whether this is the service of the API servers, `default/kubernetes`.
     pub fn is_kubernetes(&self) -> bool {
         &*self.namespace == "default" && &*self.name == "kubernetes"
