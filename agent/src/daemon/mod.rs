@@ -305,7 +305,11 @@ impl Daemon {
             Event::ConfigFile(compared) => {
                 configuration::take_config_file(&mut state.conditions, compared);
             }
-            Event::Tick => self.tick().await,
+            Event::Tick => {
+                // A change that failed at first may have been made since.
+                services.wake_closer();
+                self.tick().await;
+            }
             Event::LinksChanged => host.look_at_changes(state, pods).await,
             Event::Collected(collected) => {
                 flows::take(state, &collected);

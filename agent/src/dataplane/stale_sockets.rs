@@ -6,9 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use aya::maps::MapError;
+use aya::maps::lpm_trie::Key;
 use podwire_common::abi::{
-    CLIENTS_INSIDE, Frontend, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES, SOCKET_ASKED, Service, ServingKey,
-    SocketAddress,
+    CLIENTS_INSIDE, Frontend, NODE_ADDRESS, NODE_LOCAL, RedirectedSocket, SERVICE_NOT_FOR_PROCESSES,
+    SOCKET_ASKED, Service, ServingKey, SocketAddress,
 };
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
@@ -58,9 +59,12 @@ impl SocketCloser {
     pub fn run(self) {
         while self.changes.recv().is_ok() {
             match self.close() {
-                Err(refused) if refused.kind() == io::ErrorKind::Unsupported => {
+                // Without the module udp_diag, the kernel finds nobody to ask.
+                Err(refused)
+                    if matches!(refused.kind(), io::ErrorKind::Unsupported | io::ErrorKind::NotFound) =>
+                {
                     warn!(
-                        "this kernel cannot close sockets of other processes (it was built without INET_DIAG_DESTROY): a process that has connected a UDP socket to a service keeps its backend after the backend has gone, until the process connects again"
+                        "this kernel cannot close sockets of other processes (it was built without INET_DIAG_DESTROY or INET_UDP_DIAG): a process that has connected a UDP socket to a service keeps its backend after the backend has gone, until the process connects again"
                     );
                     return;
                 }
@@ -112,13 +116,16 @@ impl SocketCloser {
     /// Returns the service of UDP that has an address, as the programs look it up. `None` also for a
     /// hostPort: it comes first.
     fn service(&self, asked: &SocketAddress) -> Result<Option<Service>, DataplaneError> {
+        // Only the node's own addresses have hostPorts of any address, and NodePorts.
         let any = if asked.address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
-        let keys = [asked.address, any].map(|address| Frontend {
+        let any = Some(any).filter(|_| is_own(&self.maps, asked.address));
+        let key = |address| Frontend {
             address,
             port: asked.port,
             protocol: protocol::UDP,
             clients: CLIENTS_INSIDE,
-        });
+        };
+        let keys: Vec<_> = [asked.address].into_iter().chain(any).map(key).collect();
         for key in &keys {
             if found(self.maps.frontends.get(key, 0), names::FRONTENDS)?.is_some() {
                 return Ok(None);
@@ -131,6 +138,13 @@ impl SocketCloser {
         }
         Ok(None)
     }
+}
+
+/// Returns whether an address is the node's own. A loopback address counts.
+fn is_own(maps: &Maps, address: Addr) -> bool {
+    const OWN: u32 = NODE_LOCAL | NODE_ADDRESS;
+    let is_loopback = std::net::IpAddr::from(address).is_loopback();
+    is_loopback || maps.nodes.get(&Key::new(128, address.into()), 0).is_ok_and(|node| node.flags & OWN == OWN)
 }
 
 fn found<T>(entry: Result<T, MapError>, map: &'static str) -> Result<Option<T>, DataplaneError> {
