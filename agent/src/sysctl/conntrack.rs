@@ -48,19 +48,14 @@ impl Switches {
     }
 
     fn limit(&self, processors: u64, state_dir: &Path) -> Result<(), SwitchError> {
-        let changes = self.due(processors);
-        if changes.is_empty() {
-            return Ok(());
+        for (name, value) in self.due(processors) {
+            let before = Before::load(state_dir)?;
+            let mut with_this = before.clone();
+            with_this.switches.entry(name.into()).or_insert(self.read(name)?);
+            with_this.save(state_dir)?;
+            or_as_before(self.set(name, &value), &before, state_dir)?;
         }
-        let before = Before::load(state_dir)?;
-        let mut with_these = before.clone();
-        for (name, _) in &changes {
-            let value = self.read(name)?;
-            with_these.switches.entry((*name).into()).or_insert(value);
-        }
-        with_these.save(state_dir)?;
-        let set = changes.iter().try_for_each(|(name, value)| self.set(name, value));
-        or_as_before(set, &before, state_dir)
+        Ok(())
     }
 
     /// Gives connection tracking its earlier limits, where they are still those of
