@@ -129,12 +129,24 @@ fn services_of_a_real_cluster_are_reached_as_by_kube_proxy() {
     let first = ours.ask_all(&asked, &nobody);
     for mode in [KubeProxy::Nftables, KubeProxy::Iptables] {
         let theirs = Side::new(Some(mode));
-        let by_rules = theirs.ask_all(&asked, &first);
+        let mut by_rules = theirs.ask_all(&asked, &first);
         // A backend that kube-proxy chose may be one that the programs have not chosen yet.
         let lacking = |index: &usize| first[*index].lacks(&by_rules[*index]);
         let mut by_programs = first.clone();
         for index in (0..asked.len()).filter(lacking) {
             by_programs[index] = ours.ask(&asked[index], &by_rules[index]);
+        }
+        // With many clients at once, a kernel may lose packets. A real difference is there again when
+        // one client asks alone.
+        let is_meant = |asked| {
+            let of_mode = DIFFERENCES.iter().filter(|difference| difference.modes.contains(&mode));
+            of_mode.into_iter().any(|difference| (difference.includes)(asked))
+        };
+        for index in 0..asked.len() {
+            if by_programs[index] != by_rules[index] && !is_meant(&asked[index]) {
+                by_programs[index] = ours.ask(&asked[index], &by_rules[index]);
+                by_rules[index] = theirs.ask(&asked[index], &by_programs[index]);
+            }
         }
         explain(mode, &asked, &by_programs, &by_rules, &mut failures);
     }
