@@ -46,7 +46,7 @@ pub struct Config {
     pub api: Access,
     /// Whether the programs serve services of TCP and UDP, to all clients.
     ///
-    /// kube-proxy must run as before: it serves all others.
+    /// kube-proxy serves all others, if it runs.
     #[arg(long, env = "PODWIRE_SERVICES", default_value = "off")]
     pub services: ServiceMode,
     /// File with the services: the output of `kubectl get services,endpointslices -A -o json` or
