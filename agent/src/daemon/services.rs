@@ -110,7 +110,8 @@ impl Services {
         let were_none = state.model.services.is_empty();
         let node = this_node(state);
         // The API servers' own addresses are not for processes, whichever service has them.
-        let all = changed.iter().any(ServiceName::is_kubernetes).then(|| self.names()).unwrap_or_default();
+        let is_of_all = changed.iter().any(ServiceName::is_kubernetes);
+        let all = if is_of_all { self.names() } else { BTreeSet::new() };
         let changed: BTreeSet<_> = changed.iter().chain(&all).collect();
         let places = self.places.take().unwrap_or_else(|| Places::of(&state.model));
         let changed: Vec<_> = changed.into_iter().collect();
