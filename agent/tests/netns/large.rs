@@ -6,6 +6,8 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Families, Lab, Mode, Ns, is_soak};
 
 use crate::check::{Counted, Row, check};
+use crate::icmp_errors::path_mtu;
+use crate::sockets::wait_until;
 
 const GIBIBYTE: u64 = 1 << 30;
 /// Settings for `ethtool -K`. Each starts from [`USUAL`].
@@ -117,8 +119,14 @@ fn offloads(mode: Mode, is_ipv6_tunnel: bool) {
     // In IPv6 no router fragments. So the world loses its first answer that is larger than the pod's
     // link, and learns how large an answer may be.
     let [_, world] = lab.world_addresses()[..] else { panic!("the world has two addresses") };
-    if !is_ipv6_tunnel {
-        drop(traffic::udp_exchange(&client, lab.world(), world, 8080, LARGE));
+    if mode == Mode::Vxlan && !is_ipv6_tunnel {
+        let has_learnt = || {
+            // The first question may be lost, too: while the kernel resolves a neighbour, it keeps only
+            // some of the fragments.
+            drop(traffic::udp_exchange(&client, lab.world(), world, 8080, LARGE));
+            path_mtu(lab.world(), lab.node(0).addresses()[1])
+        };
+        assert!(wait_until(has_learnt).is_some(), "the world does not learn how large an answer may be");
     }
     for settings in OFFLOADS {
         for (ns, link) in links.iter().filter(|_| !settings.is_empty()) {

@@ -37,6 +37,8 @@ fn a_side_link_translates_pods_and_answers_host_ports() {
         let node = lab.node(0);
         let storage = storage_host(&lab, "eth1");
         let_be(node, "eth1", LINK_SIDE);
+        // The kernel first looks whether another host has it.
+        await_address(node, HERE[1]);
         let pod = node.add_pod_with("pod", &host_port()).unwrap();
         let far = lab.node(1).add_pod("far").unwrap();
         let capture = Capture::start(node, "eth1").unwrap();
