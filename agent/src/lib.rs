@@ -5,8 +5,8 @@
 //! know the daemon. Sources of Kubernetes' objects share `objects`. The crate `podwire-core` decides
 //! what the kernel should hold and which operations lead there; it has no access to kernel or disk.
 //! These modules access the kernel: `dataplane` (BPF), `links` (devices, addresses, routes),
-//! `firewall` (read only), `conntrack`, `socket_diag` and `sysctl`. These modules access the disk: `store`,
-//! `before`, `claim`, `files`, `lock`, `cni_configuration` and `host_local`.
+//! `firewall` (read only), `conntrack`, `socket_diag` and `sysctl`. These modules access the disk:
+//! `store`, `before`, `claim`, `files`, `lock`, `cni_configuration` and `host_local`.
 
 pub mod before;
 pub mod cgroup2;

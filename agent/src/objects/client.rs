@@ -184,11 +184,11 @@ impl Server {
         silence: Duration,
         endpoints: Option<PathBuf>,
     ) -> Result<Arc<Self>, ClientError> {
-        let (first, name) = access.config(silence).await?;
-        let configured = first.cluster_url;
-        let ways = name.map(|_| Ways::new(endpoints, access.api_server.is_some()));
+        let found = access.config(silence).await?;
+        let configured = found.0.cluster_url.clone();
+        let ways = found.1.as_ref().map(|_| Ways::new(endpoints, access.api_server.is_some()));
         let endpoint = ways.as_ref().and_then(Ways::now);
-        let current = Mutex::new(Current::new(config(&access, silence, endpoint).await?, 0, endpoint)?);
+        let current = Mutex::new(Current::new(towards(endpoint, found), 0, endpoint)?);
         Ok(Arc::new(Self { access, silence, configured, ways, current }))
     }
 
@@ -275,20 +275,24 @@ impl Server {
     }
 }
 
-/// Returns the configuration with the address of an endpoint, if there is one.
+/// Reads the configuration, and returns it with the address of an endpoint, if there is one.
 async fn config(
     access: &Access,
     silence: Duration,
     endpoint: Option<SocketAddr>,
 ) -> Result<Config, ClientError> {
-    let (mut config, name) = access.config(silence).await?;
+    Ok(towards(endpoint, access.config(silence).await?))
+}
+
+/// Leads what [`Access::config`] has found to an endpoint, if there is one.
+fn towards(endpoint: Option<SocketAddr>, (mut config, name): (Config, Option<String>)) -> Config {
     if let (Some(name), Some(endpoint)) = (name, endpoint)
         && let Ok(url) = format!("https://{endpoint}").parse()
     {
         config.cluster_url = url;
         config.tls_server_name = Some(name);
     }
-    Ok(config)
+    config
 }
 
 impl std::fmt::Debug for Server {
