@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use podwire_common::helper::Helper;
 use podwire_common::reason::Path as TrafficPath;
 use serde_json::{Value, json};
@@ -14,10 +14,10 @@ use xtask::lab::{Families, Lab, Node, Ns};
 
 use crate::bench::Effort;
 use crate::bench::agent_cost::on_core;
+use crate::bench::beside::{CORE, Changes};
 use crate::bench::client::{RoundTrips, Transport};
 use crate::bench::cni::{delete, milliseconds};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
-use crate::bench::crowd::read_gauge;
 use crate::bench::record::{Record, Report, Target};
 use crate::bench::site::{Programs, Site};
 
@@ -31,8 +31,6 @@ const NODES_TO_A_POD: usize = 21;
 /// Nodes that come and go; half of them exist at any time. A node exists for two seconds, because
 /// the agent handles the changes of one second together.
 const OTHERS: u16 = 200;
-/// The core of the agents and of the changes. The flow's ends are on the other core.
-const CORE: usize = 0;
 /// The length of a measurement in turns. The agent handles the changes of one second together, so a
 /// measurement has to contain several such batches.
 const TURNS: u32 = 15;
@@ -42,6 +40,8 @@ const TURNS: u32 = 15;
 const MOST_JUDGED: f64 = 20.0;
 /// The time from the first change until the agent works on changes.
 const BEGINNING: Duration = Duration::from_secs(2);
+/// The agent handles the changes of this time together.
+const COLLECTING: Duration = Duration::from_secs(1);
 
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     latency(&cluster(programs, None)?, effort, report)?;
@@ -109,28 +109,12 @@ fn site(lab: &Lab) -> Result<Site> {
 
 /// Measures while nodes, pods and hostPorts come and go. Fails if they did not.
 fn beside_changes<T: Send>(lab: &Lab, measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let is_over = AtomicBool::new(false);
     let all: Value = serde_json::from_str(&lab.node_list_with(OTHERS)?)?;
     let others = &all["items"].as_array().context("a list without items")?[lab.nodes().len()..];
-    thread::scope(|scope| {
-        let changes = scope.spawn(|| on_core(CORE, || change(lab, others, &is_over)));
-        thread::sleep(BEGINNING);
-        let operations = || read_gauge(lab.node(0), "podwire_operations_total");
-        let (start, before) = (Instant::now(), operations()?);
-        let measured = measure();
-        let written = operations()? - before;
-        let elapsed = start.elapsed().as_secs_f64();
-        is_over.store(true, Ordering::Relaxed);
-        changes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        // This bound is low: the change of one node alone writes several entries and routes. The
-        // agent has not yet done all changes of the last second.
-        let least = (elapsed - 1.0) * f64::from(CHANGES);
-        ensure!(
-            written as f64 >= least,
-            "{written} operations in {elapsed:.1} s: too few for {CHANGES} changes a second"
-        );
-        measured
-    })
+    // An agent makes at least one change of an entry for each: the change of one node alone writes
+    // several entries and routes.
+    let changes = Changes { rate: CHANGES, beginning: BEGINNING, collecting: COLLECTING };
+    changes.beside(lab, |is_over| change(lab, others, is_over), measure)
 }
 
 fn change(lab: &Lab, others: &[Value], is_over: &AtomicBool) -> Result<()> {

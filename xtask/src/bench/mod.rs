@@ -6,6 +6,7 @@
 
 mod agent_cost;
 mod bandwidth;
+mod beside;
 mod between_nodes;
 mod chart;
 mod churn;

@@ -16,17 +16,15 @@ use super::population::{self, SliceChanges};
 use super::{cluster_ip, objects, wait};
 use crate::bench::Effort;
 use crate::bench::agent_cost::on_core;
+use crate::bench::beside::{CORE, Changes};
 use crate::bench::client::{RoundTrips, Transport};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
-use crate::bench::crowd::read_gauge;
 use crate::bench::record::{Record, Report, Target};
 use crate::bench::site::{Family, Programs, Site};
 use crate::bench::statistics::quantile;
 
 const QUIET: &str = "podwire, quiet";
 const CHANGES: &str = "podwire, 100 slice changes a second";
-/// The core of the agents and of the changes. The flow's ends are on the other core.
-const CORE: usize = 0;
 /// The length of a measurement of the flow in turns.
 const TURNS: u32 = 5;
 /// The time from the first change until the agents work on changes.
@@ -199,31 +197,14 @@ fn beside_changes<T: Send>(
     changes: &mut SliceChanges,
     measure: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
-    let (api, is_over) = (lab.api_server()?, AtomicBool::new(false));
-    thread::scope(|scope| {
-        let changing = scope.spawn(|| {
-            on_core(CORE, || {
-                while !is_over.load(Ordering::Relaxed) {
-                    changes.next(api);
-                }
-                Ok(())
-            })
-        });
-        thread::sleep(BEGINNING);
-        let operations = || read_gauge(lab.node(0), "podwire_operations_total");
-        let (start, before) = (Instant::now(), operations()?);
-        let measured = measure();
-        let written = operations()? - before;
-        let elapsed = start.elapsed().as_secs_f64();
-        is_over.store(true, Ordering::Relaxed);
-        changing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        // This bound is low: a slice's change writes a list and removes another.
-        let least = elapsed * f64::from(SliceChanges::RATE);
-        ensure!(
-            written as f64 >= least,
-            "{written} operations in {elapsed:.1} s: too few for {} changes a second",
-            SliceChanges::RATE
-        );
-        measured
-    })
+    let api = lab.api_server()?;
+    let change = |is_over: &AtomicBool| {
+        while !is_over.load(Ordering::Relaxed) {
+            changes.next(api);
+        }
+        Ok(())
+    };
+    // A slice's change writes a list and removes another.
+    let rate = Changes { rate: SliceChanges::RATE, beginning: BEGINNING, collecting: Duration::ZERO };
+    rate.beside(lab, change, measure)
 }
